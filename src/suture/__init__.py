@@ -1,0 +1,56 @@
+"""Suture joins LoRA adapters to their base model and proves that the join holds.
+
+    suture.inspect(base, adapter)      what is in them, and how many values the adapter trains
+    suture.check(base, adapter)        all that is wrong with merging them
+    suture.plan(base, adapter)         what a merge would do
+    suture.merge(base, adapter, out)   the merge: streamed, verified, then visible
+    suture.verify(base, adapter, out)  the proof, for merges of any tool
+    suture.explain(code)               the page of a rule
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from suture.errors import SutureError
+    from suture.inspection import inspect
+    from suture.pages import explain
+    from suture.pipeline import Reading, Running, check, merge, plan, verify
+    from suture.values import Finding, Options, Plan, Receipt, Verdict
+    from suture.verify import LogitsSettings
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Finding": "values",
+    "LogitsSettings": "verify",
+    "Options": "values",
+    "Plan": "values",
+    "Reading": "pipeline",
+    "Receipt": "values",
+    "Running": "pipeline",
+    "SutureError": "errors",
+    "Verdict": "values",
+    "check": "pipeline",
+    "explain": "pages",
+    "inspect": "inspection",
+    "merge": "pipeline",
+    "plan": "pipeline",
+    "verify": "pipeline",
+}
+
+__all__ = [*sorted(_HOMES), "__version__"]  # noqa: PLE0604 - all names are strings
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: start-up time is part of the interface."""
+    import importlib
+
+    if name not in _HOMES:
+        raise AttributeError(f"module 'suture' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"suture.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

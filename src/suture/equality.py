@@ -1,0 +1,68 @@
+"""Whether two updates, or two stored tensors, have the same values: what decides if tied parameters stay tied."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import numpy as np
+
+from suture.factors import load_view
+from suture.formats import TensorReader
+from suture.values import Adapter, Checkpoint, TensorInfo, Term, Update
+
+BLOCK_BYTES = 1 << 20
+
+
+class Equality:
+    """Compares values of the base and of the adapter by reading them; a context manager."""
+
+    def __init__(self, checkpoint: Checkpoint, adapter: Adapter) -> None:
+        self._checkpoint, self._adapter = checkpoint, adapter
+        self._base, self._tuned = TensorReader(checkpoint.folder), TensorReader(adapter.folder)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._base.close()
+        self._tuned.close()
+
+    def same_stored(self, a: str, b: str) -> bool:
+        """True when two tensors of the base hold the same bytes."""
+        return self._same_bytes(self._base, self._checkpoint.tensors[a], self._checkpoint.tensors[b])
+
+    def same_tensor(self, a: str, b: str) -> bool:
+        """True when two tensors of the adapter hold the same bytes."""
+        return self._same_bytes(self._tuned, self._adapter.tensors[a], self._adapter.tensors[b])
+
+    def same_update(self, a: Update, b: Update) -> bool:
+        """True when two updates, applied to the same tensor, give the same values."""
+        if a.shape != b.shape or len(a.terms) != len(b.terms) or bool(a.replacement) != bool(b.replacement):
+            return False
+        if a.replacement and b.replacement and not self._same_bytes(self._tuned, a.replacement, b.replacement):
+            return False
+        return all(self._same_term(s, t) for s, t in zip(a.terms, b.terms, strict=True))
+
+    def _same_term(self, s: Term, t: Term) -> bool:
+        if (s.method, s.scale, s.start, s.stop, s.rows_changed) != (t.method, t.scale, t.start, t.stop, t.rows_changed):
+            return False
+        return s.factors.keys() == t.factors.keys() and all(
+            np.array_equal(
+                load_view(self._tuned, self._adapter, s.factors[name]),
+                load_view(self._tuned, self._adapter, t.factors[name]),
+            )
+            for name in s.factors
+        )
+
+    @staticmethod
+    def _same_bytes(reader: TensorReader, a: TensorInfo, b: TensorInfo) -> bool:
+        if (a.dtype, a.shape) != (b.dtype, b.shape):
+            return False
+        left, right = bytearray(BLOCK_BYTES), bytearray(BLOCK_BYTES)
+        for offset in range(0, a.n_bytes, BLOCK_BYTES):
+            n = min(BLOCK_BYTES, a.n_bytes - offset)
+            reader.read_into(a, offset, memoryview(left)[:n])
+            reader.read_into(b, offset, memoryview(right)[:n])
+            if left[:n] != right[:n]:
+                return False
+        return True

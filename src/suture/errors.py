@@ -1,0 +1,132 @@
+"""Every error that Suture raises on purpose, with its exit code.
+
+    SutureError                     1   anything below
+    ├── Findings                    1   `check` or a merge found errors; all of them are listed
+    ├── NotVerified                 3   the merged files are not what base + adapter gives
+    ├── UsageError                  2   an option or a combination of options makes no sense
+    ├── InputError                 10   a file or folder that was named cannot be used
+    │   ├── FormatError            11   a header, index or config is malformed or hostile
+    │   ├── PickleRefused          12   weights are in a pickle file, which can run code
+    │   └── InputChanged           13   an input is not what it was when the plan was made
+    ├── OutputError                20   the output cannot be written
+    │   ├── OutputExists           21   the output folder has files
+    │   ├── OutputLocked           22   another process is writing it
+    │   └── DiskFull               23   there is not enough free space
+    ├── MissingExtra               30   an optional dependency is not installed
+    └── Interrupted               130   Ctrl-C or SIGTERM
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from suture.values import Finding, Verdict
+
+
+class SutureError(Exception):
+    """Says what was found, where, what was expected, and what to do."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, found: str, *, where: str = "", expected: str = "", do: str = "") -> None:
+        super().__init__(found)
+        self.found = found
+        self.where = where
+        self.expected = expected
+        self.do = do
+
+    def __str__(self) -> str:
+        lines = [f"{self.where}: {self.found}" if self.where else self.found]
+        if self.expected:
+            lines.append(f"  expected: {self.expected}")
+        if self.do:
+            lines.append(f"  do: {self.do}")
+        return "\n".join(lines)
+
+
+class Findings(SutureError):
+    """Errors were found; `findings` holds all of them, warnings included."""
+
+    def __init__(self, findings: Sequence[Finding], *, do: str = "") -> None:
+        self.findings = tuple(findings)
+        errors = [f for f in findings if f.severity == "error"]
+        noun = "error" if len(errors) == 1 else "errors"
+        summary = "; ".join(f"{f.code} {f.where}: {f.found}" for f in errors[:3])
+        super().__init__(f"{len(errors)} {noun} found. {summary}", do=do)
+
+
+class NotVerified(SutureError):
+    """The merged files are not what base + adapter gives; `verdict` says which."""
+
+    exit_code = 3
+
+    def __init__(self, found: str, *, verdict: Verdict, where: str = "", do: str = "") -> None:
+        super().__init__(found, where=where, do=do)
+        self.verdict = verdict
+
+
+class UsageError(SutureError):
+    """An option or a combination of options makes no sense."""
+
+    exit_code = 2
+
+
+class InputError(SutureError):
+    """A file or folder that was named cannot be used."""
+
+    exit_code = 10
+
+
+class FormatError(InputError):
+    """A header, index or config is malformed or hostile."""
+
+    exit_code = 11
+
+
+class PickleRefused(InputError):
+    """Weights are in a pickle file, which can run code when it is opened."""
+
+    exit_code = 12
+
+
+class InputChanged(InputError):
+    """An input is not what it was when the plan was made."""
+
+    exit_code = 13
+
+
+class OutputError(SutureError):
+    """The output cannot be written."""
+
+    exit_code = 20
+
+
+class OutputExists(OutputError):
+    """The output folder has files."""
+
+    exit_code = 21
+
+
+class OutputLocked(OutputError):
+    """Another process is writing the output."""
+
+    exit_code = 22
+
+
+class DiskFull(OutputError):
+    """There is not enough free space."""
+
+    exit_code = 23
+
+
+class MissingExtra(SutureError):
+    """An optional dependency is not installed."""
+
+    exit_code = 30
+
+
+class Interrupted(SutureError):
+    """Stopped by Ctrl-C or SIGTERM."""
+
+    exit_code = 130

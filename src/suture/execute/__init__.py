@@ -1,0 +1,127 @@
+"""Plan → staged files → the output folder: the only writer of model bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+
+import threadpoolctl
+
+from suture.errors import InputError, Interrupted
+from suture.execute.inputs import Inputs, check_inputs, require_unchanged, state
+from suture.execute.journal import Head, boot_id
+from suture.execute.kernel import check_computable
+from suture.execute.local import Progress, Queue, Worker, count_workers, work
+from suture.execute.pieces import PIECE_BYTES, Piece, header_bytes, split
+from suture.execute.prefix import PrefixHash
+from suture.execute.publish import abandon, publish
+from suture.execute.receipt import kernel_name, make_receipt, receipt_bytes
+from suture.execute.staging import RECEIPT, Claim, Stage, check_output, claim, discard, hand_over, release
+from suture.execute.stop import stop_signals
+from suture.execute.views import FactorReader
+from suture.formats import TensorReader
+from suture.plan.codec import plan_id
+from suture.values import Plan, Staged
+
+__all__ = ["Inputs", "Progress", "abandon", "check_output", "publish", "run"]
+
+
+def run(
+    plan: Plan,
+    inputs: Inputs,
+    out: Path,
+    *,
+    workers: int | None = None,
+    durable: bool = True,
+    progress: Progress | None = None,
+) -> Staged:
+    """Write all that the plan says into a hidden folder beside `out`. Then `publish` it, or `abandon` it.
+
+    A run that was killed is continued by the next run of the same plan. A failure leaves nothing behind, except that
+    what is done stays, to be continued, when the system could not read an input.
+
+    Args:
+        workers: threads; as many as there are cores by default. The bytes do not depend on it.
+        durable: return only when the disk holds every byte (fsync).
+        progress: called with the bytes written since its last call; `plan.n_bytes_written` in all.
+
+    Raises:
+        InputError: an input cannot be read; InputChanged: it is not what the plan was made from.
+        OutputError, OutputExists, OutputLocked, DiskFull: the output cannot be written.
+        Interrupted: Ctrl-C or SIGTERM.
+    """
+    pieces = split(plan)
+    check_inputs(plan, inputs)
+    check_computable(plan, inputs)
+    with stop_signals() as stop, _claimed(plan, out) as claimed:
+        stage = Stage(claimed, plan, stop, durable=durable)
+        with closing(stage), threadpoolctl.threadpool_limits(1, "blas"):
+            kernel, before = kernel_name(), state(plan, inputs)
+            stage.open(Head(plan_id(plan), before, kernel, PIECE_BYTES, boot_id()), len(pieces))
+            sha256 = _side_files(plan, inputs, stage)
+            sha256 |= _weights(plan, inputs, stage, pieces, workers, progress)
+            require_unchanged(plan, inputs, before)
+            receipt = make_receipt(plan, inputs, kernel, sha256)
+            stage.text(RECEIPT, receipt_bytes(receipt))
+            stage.sync_folders()
+        return hand_over(claimed, receipt)
+
+
+@contextmanager
+def _claimed(plan: Plan, out: Path) -> Iterator[Claim]:
+    """The claim on `out`, given up when the block fails: with all that is staged, or without if it can be continued."""
+    claimed = claim(out, plan_id(plan))
+    try:
+        yield claimed
+    except InputError as error:
+        if isinstance(error.__cause__, OSError):
+            release(claimed)
+            error.do = f"{error.do} Nothing was written to {out}; what is done is kept: run again to go on.".lstrip()
+        else:
+            discard(claimed)
+        raise
+    except KeyboardInterrupt as error:
+        discard(claimed)
+        raise Interrupted("stopped", where=str(out), do="Nothing was written.") from error
+    except BaseException:
+        discard(claimed)
+        raise
+
+
+def _side_files(plan: Plan, inputs: Inputs, stage: Stage) -> dict[str, str]:
+    """Write all files but the weights; their sha256 by name."""
+    sha256 = {name: stage.text(name, text.encode()) for name, text in sorted(plan.texts.items())}
+    return sha256 | {side.name: stage.copy(side.name, inputs.folder(side.origin)) for side in plan.side_files}
+
+
+def _weights(
+    plan: Plan,
+    inputs: Inputs,
+    stage: Stage,
+    pieces: Sequence[Piece],
+    workers: int | None,
+    progress: Progress | None,
+) -> dict[str, str]:
+    """Write the pieces that are not there yet; the sha256 of each weight file by name."""
+    hashes = {file.name: PrefixHash(file.n_bytes, partial(stage.read, file.name)) for file in plan.files}
+    there = 0
+    for file in plan.files:
+        hashes[file.name].finish(0, len(header_bytes(file)))
+        there += len(header_bytes(file))
+    for piece in pieces:
+        if piece.number in stage.done:
+            hashes[piece.file].finish(piece.begin, piece.end)
+            there += piece.end - piece.begin
+    if progress is not None:
+        progress(there)
+    left = [piece for piece in pieces if piece.number not in stage.done]
+    with TensorReader(inputs.checkpoint.folder) as base, TensorReader(inputs.adapter.folder) as adapter:
+        factors = FactorReader(inputs.adapter.tensors, adapter)
+        team = [
+            Worker(stage, {"base": base, "adapter": adapter}, factors, hashes)
+            for _ in range(count_workers(workers, len(pieces)))
+        ]
+        work(team, Queue(left), stage.stop, progress)
+    return {name: hashes[name].hexdigest() for name in sorted(hashes)}

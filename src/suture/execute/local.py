@@ -1,0 +1,146 @@
+"""The engine for one machine: threads that share a plan's pieces, each on an output file of its own as long as it can.
+
+Which thread does what changes no byte: a piece's bytes depend on the plan alone.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import TypeAlias
+
+from suture.errors import Interrupted, SutureError
+from suture.execute.kernel import Kernel, Readers
+from suture.execute.pieces import Piece, Rows, Span
+from suture.execute.prefix import PrefixHash
+from suture.execute.staging import CHUNK_BYTES, Stage
+from suture.execute.stop import Stop
+from suture.execute.views import FactorReader
+
+POLL_SECONDS = 0.1
+
+Progress: TypeAlias = Callable[[int], None]
+
+
+class Queue:
+    """The pieces that are left. A worker stays on its file, then takes a fresh one, then helps where most is left."""
+
+    def __init__(self, pieces: Sequence[Piece]) -> None:
+        self._left: dict[str, deque[Piece]] = {}
+        for piece in pieces:
+            self._left.setdefault(piece.file, deque()).append(piece)
+        self._cost = {file: sum(u.cost for u in left) for file, left in self._left.items()}
+        self._touched: set[str] = set()
+        self._lock = threading.Lock()
+
+    def take(self, last: str) -> Piece | None:
+        """The next piece for a worker whose last one was of the file `last`; None when all are taken."""
+        with self._lock:
+            file = last if self._left.get(last) else self._best()
+            if file is None:
+                return None
+            self._touched.add(file)
+            piece = self._left[file].popleft()
+            self._cost[file] -= piece.cost
+            return piece
+
+    def _best(self) -> str | None:
+        open_files = [file for file, left in self._left.items() if left]
+        return min(open_files, key=lambda f: (f in self._touched, -self._cost[f], f), default=None)
+
+
+class Worker:
+    """One thread's part: its buffers, the bytes it has written, and the tensor it has in hand."""
+
+    def __init__(self, stage: Stage, readers: Readers, factors: FactorReader, hashes: Mapping[str, PrefixHash]) -> None:
+        self.written = 0
+        self.at = ""
+        self._stage = stage
+        self._readers = readers
+        self._kernel = Kernel(readers, factors)
+        self._hashes = hashes
+        self._chunk = memoryview(bytearray(CHUNK_BYTES))
+
+    def run(self, queue: Queue) -> None:
+        """Work until no piece is left and every file is hashed and synced."""
+        file = ""
+        while (piece := queue.take(file)) is not None:
+            file = piece.file
+            for step in piece.steps:
+                self._step(file, step)
+            self._stage.finish(piece.number)
+            self._hashes[file].finish(piece.begin, piece.end)
+            self._settle(file)
+        for file in self._hashes:
+            self._settle(file)
+
+    def _step(self, file: str, step: Span | Rows) -> None:
+        if isinstance(step, Rows):
+            self.at = f"{file}: {step.op.tensor}"
+            for offset, values in self._kernel.run(step):
+                self._write(file, offset, values.reshape(-1).view("u1").data)
+            return
+        self.at = f"{file}: {step.source.name}"
+        reader = self._readers[step.origin]
+        for done in range(0, step.source.n_bytes, CHUNK_BYTES):
+            chunk = self._chunk[: step.source.n_bytes - done]
+            reader.read_into(step.source, done, chunk)
+            self._write(file, step.begin + done, chunk)
+
+    def _write(self, file: str, offset: int, data: memoryview) -> None:
+        self._stage.write(file, offset, data)
+        self.written += data.nbytes
+
+    def _settle(self, file: str) -> None:
+        self.at = file
+        if self._hashes[file].advance(self._chunk):
+            self._stage.sync(file)
+
+
+def count_workers(wanted: int | None, n_pieces: int) -> int:
+    """As many threads as cores, unless told; never more than there is work for."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, min(wanted or cores, n_pieces))
+
+
+def work(workers: Sequence[Worker], queue: Queue, stop: Stop, progress: Progress | None) -> None:
+    """Run the workers to the end. The first failure stops all of them and names the tensor it happened at.
+
+    Raises:
+        Interrupted: somebody else raised the flag.
+        SutureError: what stopped a worker.
+    """
+    reported = 0
+    with ThreadPoolExecutor(len(workers), thread_name_prefix="suture") as pool:
+        futures = {pool.submit(w.run, queue): w for w in workers}
+        waiting = set(futures)
+        try:
+            while waiting:
+                done, waiting = wait(waiting, POLL_SECONDS, FIRST_EXCEPTION)
+                if any(f.exception() for f in done):
+                    stop.requested = True
+                written = sum(w.written for w in workers)
+                if progress is not None and written > reported:
+                    progress(written - reported)
+                reported = written
+        finally:
+            if waiting:
+                stop.requested = True
+    failures = [(error, worker.at) for f, worker in futures.items() if (error := f.exception()) is not None]
+    if failures:
+        # Workers that were told to stop say Interrupted; the reason is the one that does not.
+        error, at = min(failures, key=lambda failure: isinstance(failure[0], Interrupted))
+        raise _named(error, at)
+
+
+def _named(error: BaseException, at: str) -> BaseException:
+    """A worker's failure as it is if it says where it happened, else with the tensor's name."""
+    if isinstance(error, SutureError):
+        return error
+    named = SutureError(f"{type(error).__name__}: {error}", where=at, do="Please report this. Nothing was written.")
+    named.__cause__ = error
+    return named

@@ -1,0 +1,58 @@
+"""The end of a merge: a verified output appears by one rename, any other disappears."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from suture.errors import NotVerified, OutputError
+from suture.execute.receipt import receipt_bytes
+from suture.execute.staging import RECEIPT, check_output, discard, reclaim, release, sync_folder, writing
+from suture.values import Staged, Verdict
+
+
+def abandon(staged: Staged) -> None:
+    """Remove a staged output that will not be published."""
+    discard(reclaim(staged))
+
+
+def publish(staged: Staged, verdict: Verdict) -> Path:
+    """Let a verified output appear, whole, by one rename.
+
+    Raises:
+        NotVerified: the verdict is not good; what was staged is removed.
+        OutputExists, OutputLocked, OutputError: the output cannot appear; what was staged stays.
+    """
+    claimed = reclaim(staged)
+    if not verdict.ok:
+        discard(claimed)
+        raise _not_verified(staged, verdict)
+    try:
+        check_output(staged.out)
+        with writing(staged.out):
+            _require_receipt(staged)
+            staged.folder.rename(staged.out)
+            claimed.journal.unlink(missing_ok=True)
+            sync_folder(staged.out.parent)
+    finally:
+        release(claimed)
+    return staged.out
+
+
+def _require_receipt(staged: Staged) -> None:
+    """Another process may have replaced what was staged, if nobody held the lock in the meantime."""
+    path = staged.folder / RECEIPT
+    if not path.exists() or path.read_bytes() != receipt_bytes(staged.receipt):
+        raise OutputError(
+            "what was staged is gone, or is another merge's", where=str(staged.folder), do="Run the merge again."
+        )
+
+
+def _not_verified(staged: Staged, verdict: Verdict) -> NotVerified:
+    failed = [f"{c.name}: {c.detail}" if c.detail else c.name for c in verdict.checks if not c.ok]
+    wrong = [f"{t.tensor} is {t.status}" for t in verdict.wrong[:3]]
+    return NotVerified(
+        "the merged files are not what base + adapter gives (" + "; ".join(failed + wrong) + ")",
+        verdict=verdict,
+        where=str(staged.out),
+        do="Nothing was written. If the disk and the memory are sound, this is a bug of Suture: please report it.",
+    )

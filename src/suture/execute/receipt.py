@@ -1,0 +1,70 @@
+"""The record beside a finished merge: what went in, what computed it, and the sha256 of what came out."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping
+
+import numpy as np
+import threadpoolctl
+
+from suture.codec import to_json
+from suture.execute.inputs import Inputs
+from suture.plan.codec import plan_id
+from suture.values import Plan, Receipt
+
+SCHEMA = 1
+
+
+def kernel_name() -> str:
+    """Library, version and core of what rounds: BLAS adds in another order on another core."""
+    found = [
+        " ".join(str(lib[key]) for key in ("internal_api", "version", "architecture") if lib.get(key))
+        for lib in sorted(threadpoolctl.threadpool_info(), key=lambda lib: str(lib["filepath"]))
+        if lib["user_api"] == "blas" and "numpy" in lib["filepath"]
+    ]
+    return f"numpy {np.__version__}, {found[0] if found else _built_with()}"
+
+
+def make_receipt(plan: Plan, inputs: Inputs, kernel: str, sha256: Mapping[str, str]) -> Receipt:
+    """The receipt of a merge. It holds no time and no host name."""
+    return Receipt(
+        schema=SCHEMA,
+        plan_id=plan_id(plan),
+        base=inputs.base_name or inputs.checkpoint.folder.name,
+        base_fingerprint=plan.base_fingerprint,
+        adapter=inputs.adapter_name or inputs.adapter.folder.name,
+        adapter_sha256=plan.adapter_sha256,
+        options=plan.options,
+        kernel=kernel,
+        versions={
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+            "suture": _version("suture"),
+            "transformers": _version("transformers"),
+        },
+        sha256=dict(sorted(sha256.items())),
+        untied=plan.untied,
+        notes=plan.notes,
+    )
+
+
+def receipt_bytes(receipt: Receipt) -> bytes:
+    """The receipt as it is written."""
+    return (json.dumps(to_json(receipt), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def _built_with() -> str:
+    """The BLAS that numpy names itself, for one that cannot be asked (Accelerate, a system library)."""
+    config = np.show_config(mode="dicts")
+    blas = config["Build Dependencies"]["blas"] if isinstance(config, dict) else {}
+    return " ".join(str(blas[key]) for key in ("name", "version") if blas.get(key)) or "unknown BLAS"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

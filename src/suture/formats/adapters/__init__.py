@@ -1,0 +1,1 @@
+"""Adapter formats, one file each: a folder → Adapter."""

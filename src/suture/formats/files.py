@@ -1,0 +1,124 @@
+"""Opening files that somebody else wrote: regular files only, inside their folder only, read exactly."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from suture.errors import FormatError, InputError
+
+Buffer: TypeAlias = bytearray | memoryview | npt.NDArray[Any]
+
+# A FIFO would block open() for ever without O_NONBLOCK; regular files ignore the flag.
+_OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+_MAX_READ = 1 << 30  # one system call cannot move more than 2 GiB
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """A regular file, open for reading: its path, descriptor, and size when it was opened."""
+
+    path: Path
+    fd: int
+    n_bytes: int
+
+
+def open_file(path: Path) -> OpenFile:
+    """Open a regular file for reading; the caller closes `fd`. Raises InputError for anything else."""
+    try:
+        fd = os.open(path, _OPEN_FLAGS)
+    except (OSError, ValueError) as error:
+        raise InputError(f"the file cannot be opened: {_reason(error)}", where=str(path)) from error
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode):
+        os.close(fd)
+        raise InputError("not a regular file", where=str(path), expected="a file, not a folder, pipe or device")
+    return OpenFile(path, fd, info.st_size)
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[OpenFile]:
+    """`open_file`, closed at the end of the block."""
+    file = open_file(path)
+    try:
+        yield file
+    finally:
+        os.close(file.fd)
+
+
+def read_exact(file: OpenFile, offset: int, buffer: Buffer, *, where: str = "") -> None:
+    """Fill `buffer` from `offset` on. Raises InputError, naming `where`, if the file cannot give as many bytes."""
+    view = _bytes_of(buffer)
+    done = 0
+    while done < len(view):
+        try:
+            n_read = os.preadv(file.fd, [view[done : done + _MAX_READ]], offset + done)
+        except (OSError, OverflowError) as error:
+            raise InputError(f"cannot be read: {_reason(error)}", where=where or str(file.path)) from error
+        if n_read == 0:
+            raise InputError(
+                f"the file ends at byte {offset + done}",
+                where=where or str(file.path),
+                expected=f"{len(view)} bytes from byte {offset} on",
+                do="The file was cut or replaced. Download it again.",
+            )
+        done += n_read
+
+
+def _bytes_of(buffer: Buffer) -> memoryview:
+    if isinstance(buffer, np.ndarray):
+        if not buffer.flags.c_contiguous:
+            raise ValueError("a C-contiguous array can be filled, this one is strided")
+        buffer = buffer.reshape(-1).view(np.uint8).data
+    return memoryview(buffer).cast("B")
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of `name` below `folder`, provided that its real place is there too.
+
+    The Hub's cache keeps snapshots as symlinks into its store of blobs; that store counts as inside.
+
+    Raises:
+        FormatError: the name is absolute, climbs with "..", or is a symlink to somewhere else.
+    """
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\0" in name:
+        raise FormatError(
+            f"the file name {name[:200]!a} does not stay in its folder",
+            where=str(folder),
+            expected="a relative path without '..'",
+            do="Do not use this folder unless you know who wrote it.",
+        )
+    path = folder / name
+    real = Path(os.path.realpath(path))
+    if not any(real.is_relative_to(root) for root in _roots(folder)):
+        raise FormatError(
+            f"a symlink that leaves its folder, to {real}",
+            where=str(path),
+            expected="a file in the folder",
+            do="Replace the link by a copy of the file.",
+        )
+    return path
+
+
+def _roots(folder: Path) -> list[Path]:
+    """Where files of the folder may really lie: in it, or in the blobs of the Hub cache that it is a snapshot of."""
+    real = Path(os.path.realpath(folder))
+    roots = [real]
+    for snapshot in (real, *real.parents):
+        repo = snapshot.parent.parent
+        if snapshot.parent.name == "snapshots" and repo.name.startswith("models--"):
+            roots += [repo / "blobs", repo.parent / "blobs"]
+    return roots

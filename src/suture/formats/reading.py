@@ -1,0 +1,93 @@
+"""Reading tensors by byte range: one descriptor a file, positioned reads into the caller's buffers."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from suture.errors import FormatError
+from suture.formats.dtypes import DTYPES, compute_dtype, to_float
+from suture.formats.files import Buffer, OpenFile, inside, open_file, read_exact
+from suture.formats.jsonfile import quoted
+from suture.values import TensorInfo
+
+
+class TensorReader:
+    """Reads the tensors of one folder. Use it in a `with` block; any number of threads may share it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[str, OpenFile] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def __enter__(self) -> TensorReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every file. Reading afterwards is an error."""
+        with self._lock:
+            self._closed = True
+            while self._files:
+                os.close(self._files.popitem()[1].fd)
+
+    def read_into(self, info: TensorInfo, offset: int, buffer: Buffer) -> None:
+        """Fill `buffer` with the tensor's bytes from `offset` (bytes into the tensor) on.
+
+        Raises:
+            InputError: the file cannot give these bytes; names file and tensor.
+            ValueError: the range is not inside the tensor, or the buffer is not contiguous.
+        """
+        n_bytes = buffer.nbytes if isinstance(buffer, (np.ndarray, memoryview)) else len(buffer)
+        if not 0 <= offset <= offset + n_bytes <= info.n_bytes:
+            raise ValueError(f"bytes {offset}:{offset + n_bytes} of {info.name}, which has {info.n_bytes}")
+        read_exact(self._file(info.file), info.begin + offset, buffer, where=self._where(info))
+
+    def array(self, info: TensorInfo) -> npt.NDArray[Any]:
+        """The tensor as it is stored, in its dtype's storage type (BF16: uint16) and of shape `info.shape`."""
+        storage = DTYPES[info.dtype].storage
+        if storage is None:
+            raise FormatError(f"{info.dtype} packs several values into a byte", where=self._where(info))
+        raw = np.empty(info.shape, storage)
+        self.read_into(info, 0, raw)
+        return raw
+
+    def rows(self, info: TensorInfo, cols: int, start: int, stop: int) -> npt.NDArray[Any]:
+        """Rows start:stop of the tensor, read as a matrix of `cols` columns: float32, or float64 for F64.
+
+        Raises:
+            FormatError: values of this dtype cannot be computed with.
+        """
+        dtype = DTYPES[info.dtype]
+        if not dtype.computable or dtype.storage is None:
+            raise FormatError(
+                f"{info.dtype} values cannot be computed with",
+                where=self._where(info),
+                expected=", ".join(d.name for d in DTYPES.values() if d.computable),
+                do="Use the unquantised weights of the model.",
+            )
+        raw = np.empty((stop - start, cols), dtype.storage)
+        self.read_into(info, start * cols * dtype.storage.itemsize, raw)
+        return raw if raw.dtype == compute_dtype(info.dtype) else to_float(raw, info.dtype)
+
+    def _file(self, name: str) -> OpenFile:
+        with self._lock:
+            if self._closed:
+                raise ValueError("the reader is closed")
+            if name not in self._files:
+                self._files[name] = open_file(inside(self._folder, name))
+            return self._files[name]
+
+    def _where(self, info: TensorInfo) -> str:
+        return f"{self._folder / info.file}: {quoted(info.name)}"

@@ -1,0 +1,233 @@
+"""The straight line, and the first file to read: headers → resolve → diagnose → plan → execute → verify → publish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from suture import targets
+from suture.arch import describe
+from suture.equality import Equality
+from suture.errors import Findings, SutureError
+from suture.formats import file_sha256, fingerprint, read_adapter, read_checkpoint
+from suture.plan import Draft, Identity, build_plan, draft_operations, settle
+from suture.resolve import resolve
+from suture.rules import diagnose, ignorable
+from suture.rules.base import Case
+from suture.sides import choose_side_files
+from suture.stats import adapter_stats, frozen_copies
+from suture.values import (
+    Adapter,
+    Arch,
+    Checkpoint,
+    Finding,
+    Options,
+    Plan,
+    Receipt,
+    Resolved,
+    Verdict,
+)
+
+if TYPE_CHECKING:
+    from suture.verify import LogitsSettings
+
+Progress = Callable[[str, int, int], None]  # stage, bytes done since the last call, bytes in all
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How to read BASE and ADAPTER: folders or Hub ids."""
+
+    base_revision: str | None = None
+    adapter_revision: str | None = None
+    adapter_name: str | None = None
+    allow_pickle: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """How to run a merge. Nothing here changes a byte of the model."""
+
+    workers: int | None = None  # None: as many as there are cores
+    durable: bool = True  # fsync before the output appears
+    full_verify: bool = False  # recompute every row instead of a sample
+
+
+def load_case(base: str | Path, adapter: str | Path, options: Options, reading: Reading, *, deep: bool) -> Case:
+    """Read both sides and bind them. Reads headers only, unless `deep`."""
+    checkpoint = read_checkpoint(base, revision=reading.base_revision, allow_pickle=reading.allow_pickle)
+    tuned = read_adapter(
+        adapter, name=reading.adapter_name, revision=reading.adapter_revision, allow_pickle=reading.allow_pickle
+    )
+    arch = describe(checkpoint.config, checkpoint.tensors)
+    return make_case(checkpoint, tuned, arch, options, deep=deep)
+
+
+def make_case(checkpoint: Checkpoint, adapter: Adapter, arch: Arch, options: Options, *, deep: bool) -> Case:
+    """Bind an adapter to a base and decide the ties."""
+    resolved = resolve(checkpoint, adapter, arch)
+    with Equality(checkpoint, adapter) as equality:
+        settled = settle(checkpoint, arch, resolved, options.tied, equality.same_update, equality.same_stored)
+        uneven = tuple(a for a, b in resolved.copies.items() if not equality.same_tensor(a, b)) if deep else ()
+    draft = draft_operations(checkpoint, arch, settled, options)
+    sides = choose_side_files(checkpoint, adapter, options)
+    return Case(
+        checkpoint,
+        adapter,
+        arch,
+        resolved,
+        settled,
+        draft,
+        options,
+        stats=adapter_stats(adapter) if deep else None,
+        frozen=frozen_copies(checkpoint, adapter, _frozen_pairs(resolved, arch)) if deep else None,
+        uneven=uneven,
+        sides=sides,
+    )
+
+
+def check(
+    base: str | Path,
+    adapter: str | Path,
+    *,
+    options: Options | None = None,
+    reading: Reading | None = None,
+    deep: bool = False,
+) -> tuple[Finding, ...]:
+    """All that is wrong with merging this adapter onto this base, most severe first. Changes nothing.
+
+    Args:
+        deep: read the adapter's values too (NaN, untrained factors, copies of another base).
+    """
+    return diagnose(load_case(base, adapter, options or Options(), reading or Reading(), deep=deep))
+
+
+def plan(
+    base: str | Path, adapter: str | Path, *, options: Options | None = None, reading: Reading | None = None
+) -> Plan:
+    """What a merge would do: every decision, every tensor, every byte's place.
+
+    Raises:
+        Findings: the merge would refuse.
+    """
+    return plan_of(load_case(base, adapter, options or Options(), reading or Reading(), deep=True))
+
+
+def plan_of(case: Case) -> Plan:
+    """The plan of a case without errors.
+
+    Raises:
+        Findings: the case has errors that its options do not ignore.
+    """
+    findings = diagnose(case)
+    blocking = [f for f in findings if f.severity == "error" and not ignorable(f, case.options)]
+    if blocking:
+        raise Findings(findings, do="Nothing was written.")
+    if case.resolved.leftover:
+        # Every way to get here is covered by a rule; a rule that can be ignored must never end in a lost tensor.
+        raise SutureError(
+            f"{len(case.resolved.leftover)} tensors of the adapter were not used: {', '.join(case.resolved.leftover[:3])}",
+            where=case.adapter.file,
+            expected="every tensor used exactly once",
+            do="Nothing was written. Please report this as a bug.",
+        )
+    identity = Identity(fingerprint(case.checkpoint), file_sha256(case.adapter.folder / case.adapter.file))
+    return build_plan(
+        case.checkpoint,
+        case.draft,
+        case.settled,
+        identity,
+        case.sides.files,
+        case.options,
+        tie_flags=case.arch.tie_flags,
+    )
+
+
+def merge(
+    base: str | Path,
+    adapter: str | Path,
+    out: str | Path,
+    *,
+    options: Options | None = None,
+    reading: Reading | None = None,
+    running: Running | None = None,
+    progress: Progress | None = None,
+) -> Receipt:
+    """Merge an adapter into a base model. `out` appears whole and verified, or not at all.
+
+    Raises:
+        Findings: something is wrong with the pair; all of it is listed.
+        OutputError: the output cannot be written, or holds files already.
+        NotVerified: the written files are not what base + adapter gives.
+    """
+    from suture import execute, verify
+
+    running = running or Running()
+    execute.check_output(Path(out))
+    case = load_case(base, adapter, options or Options(), reading or Reading(), deep=True)
+    todo = plan_of(case)
+    inputs = execute.Inputs(case.checkpoint, case.adapter)
+    staged = execute.run(
+        todo,
+        inputs,
+        Path(out),
+        workers=running.workers,
+        durable=running.durable,
+        progress=_stage(progress, "merge", todo.n_bytes_written),
+    )
+    verdict = verify.verify_folder(
+        todo,
+        case.checkpoint,
+        case.adapter,
+        staged.folder,
+        full=running.full_verify,
+        progress=_stage(progress, "verify", todo.n_bytes_written),
+    )
+    execute.publish(staged, verdict)
+    return staged.receipt
+
+
+def verify(
+    base: str | Path,
+    adapter: str | Path,
+    merged: str | Path,
+    *,
+    options: Options | None = None,
+    reading: Reading | None = None,
+    full: bool = False,
+    logits: LogitsSettings | None = None,
+    progress: Progress | None = None,
+) -> Verdict:
+    """Prove that a merged folder, ours or another tool's, is what base + adapter gives.
+
+    Args:
+        full: recompute every row instead of a sample.
+        logits: also compare the forward pass with that of the unmerged model.
+    """
+    from suture import verify as verification
+
+    case = load_case(base, adapter, options or Options(), reading or Reading(), deep=True)
+    todo = plan_of(case)
+    return verification.verify_folder(
+        todo,
+        case.checkpoint,
+        case.adapter,
+        Path(merged),
+        full=full,
+        logits=logits,
+        progress=_stage(progress, "verify", todo.n_bytes_written),
+    )
+
+
+def _stage(progress: Progress | None, stage: str, total: int) -> Callable[[int], None] | None:
+    if progress is None:
+        return None
+    return lambda n_bytes: progress(stage, n_bytes, total)
+
+
+def _frozen_pairs(resolved: Resolved, arch: Arch) -> Mapping[str, str]:
+    """Copies of base matrices in the adapter → the base tensor that each should equal."""
+    tensors = {part.param: part.tensor for part in arch.parts if not part.index}
+    return {t.name: tensors[param] for param, t in resolved.frozen.items() if param in tensors}

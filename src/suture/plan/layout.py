@@ -1,0 +1,76 @@
+"""Where every byte of the output goes: shards, offsets, headers, and the row blocks in which tensors are computed.
+
+Shards keep the base's names and order; a tensor that the base lacks follows in the shard of the one it is made from.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from suture.formats.dtypes import DTYPES
+from suture.values import Operation, OutputFile
+
+BLOCK_VALUES = 512 * 1024 // 2  # 512 KiB of bf16: the flat optimum of a merge's kernel
+MIN_BLOCK_ROWS = 64  # fewer rows would give other bytes: matrix products take other paths for small blocks
+HEADER_ALIGNMENT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Operations with their places, and the files that hold them."""
+
+    operations: tuple[Operation, ...]
+    files: tuple[OutputFile, ...]
+
+
+def block_rows(rows: int, cols: int) -> int:
+    """Rows of a block: about BLOCK_VALUES values, at least MIN_BLOCK_ROWS rows, at most all."""
+    return max(1, min(rows, max(MIN_BLOCK_ROWS, BLOCK_VALUES // max(cols, 1))))
+
+
+def blocks(rows: int, size: int) -> Iterable[slice]:
+    """Row ranges of `size` rows; the last takes the tail."""
+    n = max(1, rows // size) if rows else 0
+    return (slice(k * size, rows if k == n - 1 else (k + 1) * size) for k in range(n))
+
+
+def n_bytes(dtype: str, shape: Sequence[int]) -> int:
+    """Size of a tensor."""
+    return math.prod(shape) * DTYPES[dtype].bits // 8
+
+
+def lay_out(operations: Iterable[Operation], metadata: Mapping[str, Mapping[str, str]]) -> Layout:
+    """Give every operation its bytes. `metadata` is that of each file's header, by file."""
+    by_file: dict[str, list[Operation]] = {name: [] for name in sorted(metadata)}
+    for operation in operations:
+        by_file[operation.file].append(operation)
+    placed: list[Operation] = []
+    files: list[OutputFile] = []
+    for name, members in by_file.items():
+        header, members = _place(members, metadata[name])
+        placed += members
+        end = members[-1].end if members else len(header)
+        files.append(OutputFile(name, end, header.decode("latin-1")))
+    return Layout(tuple(placed), tuple(files))
+
+
+def _place(members: list[Operation], metadata: Mapping[str, str]) -> tuple[bytes, list[Operation]]:
+    """Header and absolute offsets of one file's tensors, in order."""
+    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for op in members:
+        size = n_bytes(op.dtype, op.shape)
+        entries[op.tensor] = {"dtype": op.dtype, "shape": list(op.shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % HEADER_ALIGNMENT)
+    header = len(text).to_bytes(8, "little") + text
+    placed, begin = [], len(header)
+    for op in members:
+        end = begin + n_bytes(op.dtype, op.shape)
+        placed.append(replace(op, begin=begin, end=end, block_rows=block_rows(op.rows, op.cols)))
+        begin = end
+    return header, placed

@@ -1,0 +1,59 @@
+"""What a rule is, and the case it looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from suture.plan import Draft
+from suture.sides import Sides
+from suture.stats import Stats
+from suture.values import Adapter, Arch, Checkpoint, Finding, Options, Resolved, Settled, Severity
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Everything that is known before a merge starts: headers, configs, bindings, and what reading the adapter told."""
+
+    checkpoint: Checkpoint
+    adapter: Adapter
+    arch: Arch
+    resolved: Resolved
+    settled: Settled
+    draft: Draft
+    options: Options
+    stats: Mapping[str, Stats] | None = None  # by adapter tensor; None when only headers were read
+    frozen: Mapping[str, float] | None = None  # saved base copies → share of their rows that equal the base's
+    uneven: tuple[str, ...] = ()  # adapter tensors that should repeat another one and do not
+    sides: Sides = Sides(())
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One diagnostic. Its module's docstring is its page; the file is named code_name.
+
+    `check` yields findings made by `Rule.finding`. A merge goes on in spite of an error only where `may_ignore`.
+    """
+
+    code: str
+    name: str
+    severity: Severity
+    check: Callable[[Case], Iterable[Finding]]
+    may_ignore: bool = False
+
+    def finding(self, where: str, found: str, expected: str, do: str, *, severity: Severity | None = None) -> Finding:
+        """A finding of this rule, as severe as the rule unless told."""
+        return Finding(self.code, self.name, severity or self.severity, where, found, expected, do)
+
+
+def listed(names: Collection[str], limit: int = 3) -> str:
+    """The first few names, sorted, and how many more there are."""
+    first = ", ".join(sorted(names)[:limit])
+    return f"{first} and {len(names) - limit} more" if len(names) > limit else first
+
+
+def from_problems(case: Case, code: str, name: str, severity: Severity = "error") -> Iterable[Finding]:
+    """The problems that resolving, settling and drafting met under this code, as findings."""
+    for problem in (*case.resolved.problems, *case.settled.problems, *case.draft.problems):
+        if problem.code == code:
+            yield Finding(code, name, severity, problem.where, problem.found, problem.expected, problem.do)

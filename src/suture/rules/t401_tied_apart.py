@@ -1,0 +1,53 @@
+"""# T401 tied-apart
+
+## What it finds
+Parameters that are one tensor in the base model (usually the embedding and the output head) and that the adapter
+changes in different ways.
+
+## Why it matters
+A change of the shared tensor changes both ends. A LoRA on the head alone would change what every token means on its
+way in; two changes would be added up on one tensor. The adapter works as it was trained, the merged model prints
+random tokens. So the two must become two tensors, and every flag in `config.json` that says "tied" must turn false, or
+the next loader joins them again.
+
+## How it is detected
+The model class says which parameters are tied, the base's files say whether they are stored once, and the values of the
+updates say whether they differ. Equal updates keep the pair tied.
+
+## How to fix
+By default nothing needs to be done: the pair is separated, and the finding says by how much the model grows. With
+`--tied refuse` the merge stops instead. With `--tied keep` it goes on only when all ends get the same change. To keep
+the pair tied, train both ends alike (PEFT's `ensure_weight_tying`), or neither.
+
+## References
+- huggingface/peft#2018, huggingface/peft#2244: merging LoRA on tied embeddings
+- huggingface/peft#2777, huggingface/peft#2864: both ends in `modules_to_save`
+- huggingface/transformers#45127: a merged model that is tied again
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from suture.rules.base import Case, Rule, from_problems
+from suture.values import Finding, Untied
+
+
+def check(case: Case) -> Iterable[Finding]:
+    """An error where the user asked not to untie; otherwise the news that the pair comes apart."""
+    yield from from_problems(case, RULE.code, RULE.name)
+    for untied in case.settled.untied:
+        yield RULE.finding(
+            " and ".join(untied.members),
+            f"one tensor becomes {len(untied.members)}: {untied.why}; the model grows by {_growth(untied)}",
+            "one change for all of them, to keep one tensor",
+            "Nothing: the tie flags in config.json are set to false. --tied refuse stops instead.",
+            severity="info",
+        )
+
+
+def _growth(untied: Untied) -> str:
+    return f"{untied.n_bytes:,} bytes ({untied.n_bytes / 2**20:,.1f} MiB)"
+
+
+RULE = Rule("T401", "tied-apart", "error", check)

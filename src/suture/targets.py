@@ -1,0 +1,257 @@
+"""What an adapter_config.json claims: which modules it targets, with which rank and scale. PEFT's matching, without PEFT.
+
+The rules are those of PEFT 0.21 (`tuners_utils.check_target_module_exists`, `utils/other.get_pattern_key`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from suture.errors import FormatError
+from suture.values import Arch, Json, Param
+
+LAYER_KINDS = frozenset({"Linear", "Conv1D", "Embedding", "Conv1d", "Conv2d", "Conv3d", "Unknown"})
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the config and the architecture alone say the adapter holds: tensors by file key, with their shapes."""
+
+    lora_modules: tuple[str, ...]
+    saved_modules: tuple[str, ...]
+    tensors: Mapping[str, tuple[int, ...]]
+
+    @property
+    def n_trainable(self) -> int:
+        """Number of trainable values."""
+        return sum(math.prod(shape) for shape in self.tensors.values())
+
+
+def first_match(patterns: Mapping[str, int], name: str) -> int | None:
+    """The value of the first pattern, in the order of the file, that matches a whole dotted suffix of `name`."""
+    for pattern, value in patterns.items():
+        if _search(rf"(.*\.)?({pattern})$", name, whole=False):
+            return value
+    return None
+
+
+def rank_and_alpha(config: Json, name: str) -> tuple[int, float]:
+    """Rank and alpha of one module, after rank_pattern and alpha_pattern."""
+    rank = first_match(config.get("rank_pattern") or {}, name)
+    alpha = first_match(config.get("alpha_pattern") or {}, name)
+    r = number(config, "r", 8) if rank is None else rank
+    return int(r), float(number(config, "lora_alpha", 8) if alpha is None else alpha)
+
+
+def scale(config: Json, name: str) -> float:
+    """s = α / r, or α / √r with use_rslora."""
+    rank, alpha = rank_and_alpha(config, name)
+    if rank <= 0:
+        raise FormatError(
+            f"rank {rank} for {name}",
+            where="adapter_config.json",
+            expected="a positive number in r and rank_pattern",
+            do="Use the config that was saved with the adapter.",
+        )
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def number(config: Json, key: str, default: float) -> float:
+    """A number of the config.
+
+    Raises:
+        FormatError: there is something else under the key.
+    """
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise FormatError(f"{key} is {value!r}", where="adapter_config.json", expected="a finite number")
+    return value
+
+
+def is_target(config: Json, module: str, arch: Arch) -> bool:
+    """True when `target_modules` asks for a low-rank update of this module."""
+    if _is_excluded(config, module):
+        return False
+    targets = config.get("target_modules")
+    if not targets:
+        return False
+    if isinstance(targets, str):
+        if targets.lower() == "all-linear":
+            return _is_hidden_linear(module, arch) and not _is_head(config, module, arch)
+        return _search(targets, module, whole=True)
+    return module in targets or (_ends_with_any(module, targets) and _is_wanted_layer(config, module))
+
+
+def _is_excluded(config: Json, module: str) -> bool:
+    excluded = config.get("exclude_modules")
+    if isinstance(excluded, str) and _search(excluded, module, whole=True):
+        return True
+    if excluded and not isinstance(excluded, str) and (module in excluded or _ends_with_any(module, excluded)):
+        return True
+    saved = config.get("modules_to_save") or ()
+    return any(_search(rf"(^|.*\.){name}($|\..*)", module, whole=False) for name in saved)
+
+
+def _is_hidden_linear(module: str, arch: Arch) -> bool:
+    weight = arch.params.get(f"{module}.weight")
+    return weight is not None and weight.kind in ("Linear", "Conv1D", "Unknown")
+
+
+def _is_head(config: Json, module: str, arch: Arch) -> bool:
+    if arch.output_embedding is not None:
+        return module == arch.output_embedding
+    return config.get("task_type") == "SEQ_CLS" and module in ("score", "classifier")
+
+
+def _is_wanted_layer(config: Json, module: str) -> bool:
+    """`layers_to_transform`: the first number in the path is the layer's."""
+    wanted = config.get("layers_to_transform")
+    if wanted is None or wanted == []:
+        return True
+    patterns = config.get("layers_pattern") or ()
+    patterns = (patterns,) if isinstance(patterns, str) else patterns
+    found = re.match(r".*?\.[^.]*\.(?P<idx>\d+)\.", module)
+    if patterns:
+        matches = (_match(rf"(?:^|.*?\.){p}\.(?P<idx>\d+)\.", module) for p in patterns)
+        found = next((m for m in matches if m), None)
+    if found is None:
+        return False
+    layers = [wanted] if isinstance(wanted, int) else wanted
+    return int(found["idx"]) in layers
+
+
+def target_parameters(config: Json, arch: Arch) -> Mapping[str, tuple[Param, ...]]:
+    """Fused parameters named by `target_parameters`, by module, in the order in which PEFT wraps them (inner first)."""
+    names = config.get("target_parameters") or ()
+    found: dict[str, list[Param]] = {}
+    for param in arch.params.values():
+        if param.name in names or _ends_with_any(param.name, names):
+            found.setdefault(param.module, []).append(param)
+    return {module: tuple(params) for module, params in found.items()}
+
+
+def token_ids(config: Json, module: str) -> tuple[int, ...]:
+    """Row numbers of trainable_token_indices for a module that holds trained tokens.
+
+    A plain list, or a dict that does not name the module, means the input embedding and all that is tied to it.
+    """
+    indices = config.get("trainable_token_indices")
+    if not isinstance(indices, Mapping):
+        return tuple(indices or ())
+    named = [tuple(ids) for name, ids in indices.items() if module.endswith(name)]
+    others = {tuple(ids) for ids in indices.values()}
+    return named[0] if named else (others.pop() if len(others) == 1 else ())
+
+
+def _trains_tokens(config: Json, param: Param, arch: Arch) -> bool:
+    indices = config.get("trainable_token_indices")
+    if not indices or not param.name.endswith(".weight"):
+        return False
+    if isinstance(indices, Mapping):
+        return any(param.module.endswith(name) for name in indices)
+    return param.module == arch.input_embedding
+
+
+def saved_params(config: Json, arch: Arch) -> tuple[Param, ...]:
+    """Parameters that `modules_to_save` trains in full: all those below a module whose path ends with a given name."""
+    names = tuple(config.get("modules_to_save") or ())
+    return tuple(p for p in arch.params.values() if any(m.endswith(names) for m in _ancestors(p)) and names)
+
+
+def _ancestors(param: Param) -> Iterable[str]:
+    parts = param.module.split(".")
+    return (".".join(parts[: n + 1]) for n in range(len(parts)))
+
+
+def expected(config: Json, arch: Arch) -> Expected:
+    """The tensors that an adapter with this config holds on this architecture. Reads no weight.
+
+    Embedding copies that `save_embedding_layers` may add are not part of it.
+    """
+    tensors: dict[str, tuple[int, ...]] = {}
+    lora_modules = []
+    for param in arch.params.values():
+        if param.kind in LAYER_KINDS and param.name == f"{param.module}.weight" and is_target(config, param.module, arch):
+            lora_modules.append(param.module)
+            tensors |= _lora_tensors(config, param)
+    for module, params in target_parameters(config, arch).items():
+        for level, param in enumerate(reversed(params)):
+            prefix = f"base_model.model.{module}" + ".base_layer" * level
+            tensors |= _expert_tensors(config, param, prefix)
+    saved = saved_params(config, arch)
+    tensors |= {f"base_model.model.{p.name}": p.shape for p in saved}
+    for param in arch.params.values():
+        if _trains_tokens(config, param, arch):
+            key = f"base_model.model.{param.module}.token_adapter.trainable_tokens_delta"
+            tensors[key] = (len(token_ids(config, param.module)), param.shape[-1])
+    tensors |= _biases(config, arch, lora_modules)
+    return Expected(tuple(lora_modules), tuple(sorted({p.module for p in saved})), tensors)
+
+
+def _lora_tensors(config: Json, param: Param) -> dict[str, tuple[int, ...]]:
+    rank, _ = rank_and_alpha(config, param.module)
+    prefix, shape = f"base_model.model.{param.module}", param.shape
+    if param.kind == "Embedding":
+        tensors = {f"{prefix}.lora_embedding_A": (rank, shape[0]), f"{prefix}.lora_embedding_B": (shape[1], rank)}
+        return tensors | ({f"{prefix}.lora_magnitude_vector": (shape[1],)} if config.get("use_dora") else {})
+    n_out, n_in = (shape[1], shape[0]) if param.kind == "Conv1D" else shape[:2]
+    ones = (1,) * (len(shape) - 2)
+    tensors = {
+        f"{prefix}.lora_A.weight": (rank, n_in, *shape[2:]),
+        f"{prefix}.lora_B.weight": (n_out, rank, *ones),
+    }
+    if config.get("use_dora"):
+        tensors[f"{prefix}.lora_magnitude_vector"] = (1, n_out, *ones) if ones else (n_out,)
+    if config.get("lora_bias"):
+        tensors[f"{prefix}.lora_B.bias"] = (n_out,)
+    return tensors
+
+
+def _expert_tensors(config: Json, param: Param, prefix: str) -> dict[str, tuple[int, ...]]:
+    rank, _ = rank_and_alpha(config, param.name)
+    n_experts, n_rows, n_cols = param.shape if len(param.shape) == 3 else (1, *param.shape)
+    n_out, n_in = (n_cols, n_rows) if param.transposed else (n_rows, n_cols)
+    return {
+        f"{prefix}.lora_A.weight": (rank * n_experts, n_in),
+        f"{prefix}.lora_B.weight": (n_out, rank * n_experts),
+    }
+
+
+def _biases(config: Json, arch: Arch, lora_modules: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    mode, modules = config.get("bias", "none"), set(lora_modules)
+    biases = {}
+    for param in arch.params.values():
+        if not param.name.endswith(".bias") or mode not in ("all", "lora_only"):
+            continue
+        if param.module in modules:
+            biases[f"base_model.model.{param.module}.base_layer.bias"] = param.shape
+        elif mode == "all":
+            biases[f"base_model.model.{param.name}"] = param.shape
+    return biases
+
+
+def _ends_with_any(name: str, suffixes: Iterable[str]) -> bool:
+    return any(name.endswith(f".{suffix}") for suffix in suffixes)
+
+
+def _search(pattern: str, name: str, *, whole: bool) -> bool:
+    return (re.fullmatch if whole else re.match)(_compiled(pattern), name) is not None
+
+
+def _match(pattern: str, name: str) -> re.Match[str] | None:
+    return re.match(_compiled(pattern), name)
+
+
+def _compiled(pattern: str) -> re.Pattern[Any]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise FormatError(
+            f"{pattern!r} is not a regular expression: {error}",
+            where="adapter_config.json",
+            expected="patterns as PEFT writes them",
+        ) from error

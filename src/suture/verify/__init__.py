@@ -1,0 +1,72 @@
+"""Proof that a merged folder is what base + adapter gives, by its own reading path and by the forward pass."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from suture.plan.codec import plan_id
+from suture.values import Adapter, Check, Checkpoint, LogitsReport, Plan, Verdict
+from suture.verify import hashes, reading
+from suture.verify.compare import Manner, Progress
+from suture.verify.logits import LogitsSettings, logits_check
+from suture.verify.logits import logits as compute_logits
+from suture.verify.replay import check_folder, replay
+from suture.verify.rounding import FORMATS
+from suture.verify.structure import check_planned
+
+__all__ = ["LogitsSettings", "compute_logits", "replay", "verify_folder"]
+
+NEEDED_TO_LOAD = ("weight files", "index", "tensor names", "config.json")
+
+
+def verify_folder(  # noqa: PLR0913 - four inputs and three choices of how to look
+    plan: Plan,
+    checkpoint: Checkpoint,
+    adapter: Adapter,
+    folder: Path,
+    *,
+    full: bool = False,
+    logits: LogitsSettings | None = None,
+    progress: Progress | None = None,
+) -> Verdict:
+    """Verify a merged folder of any tool: receipt, structure, every tensor, and the forward pass if asked.
+
+    A folder whose receipt names this plan is held to all that the plan promises: see `replay`. Any other may have
+    other shards, another float dtype, tied tensors stored once or twice, and more than one rounding; what is let pass
+    is told in the checks.
+
+    Args:
+        full: every row and byte instead of a sample of every tensor.
+        logits: also compare the merged model's logits with those of base + adapter.
+
+    Raises:
+        InputError: a folder cannot be read.
+        MissingExtra, SutureError: the logits cannot be computed.
+    """
+    receipt = hashes.read_receipt(folder)
+    ours = receipt is not None and receipt.plan_id == plan_id(plan)
+    before = hashes.check(folder, plan)
+    if ours:
+        before += check_planned(plan, checkpoint, adapter, folder)
+    verdict = check_folder(plan, checkpoint, adapter, folder, Manner(full, strict=ours, progress=progress), before)
+    if logits is None:
+        return verdict
+    broken = [c.name for c in verdict.checks if not c.ok and c.name in NEEDED_TO_LOAD]
+    if broken or any(w.status in ("missing", "shape") for w in verdict.wrong):
+        skipped = Check("logits", False, 0, f"not run: the folder is not whole ({', '.join(broken) or 'tensors'})")
+        return replace(verdict, ok=False, checks=(*verdict.checks, skipped))
+    return _with_logits(verdict, compute_logits(checkpoint, adapter, folder, settings=logits), plan, folder)
+
+
+def _with_logits(verdict: Verdict, report: LogitsReport, plan: Plan, folder: Path) -> Verdict:
+    check = logits_check(report, _coarsest(plan, folder))
+    return replace(verdict, ok=verdict.ok and check.ok, checks=(*verdict.checks, check), logits=report)
+
+
+def _coarsest(plan: Plan, folder: Path) -> str:
+    """The dtype with the fewest bits among the tensors that the merge computed, as they are stored."""
+    stored = reading.read_folder(folder, (file.name for file in plan.files)).tensors
+    computed = (op.tensor for op in plan.operations if not op.is_copy)
+    dtypes = {stored[name].dtype for name in computed if name in stored} & FORMATS.keys()
+    return max(sorted(dtypes), key=lambda name: FORMATS[name].unit, default="F32")

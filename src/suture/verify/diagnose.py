@@ -1,0 +1,179 @@
+"""Why a tensor is wrong, in plain words: what is stored is held against what usual mistakes would give.
+
+For each hypothesis h the file is compared with W + h · D, where D is the update: h = 0 is the base, 2 the update twice,
+√r the scale of rsLoRA in the place of LoRA's, and so on. The share of the update in the file is its projection on D:
+
+    applied = ⟨M − W, D⟩ / ⟨D, D⟩
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from suture.values import Operation, Term
+from suture.verify import judge
+from suture.verify.expect import Expected, walk
+from suture.verify.judge import Subject
+from suture.verify.reading import Floats
+from suture.verify.rounding import FORMATS, Mask, agrees
+
+NEARLY_ALL = 0.995  # of the values fit: the hypothesis holds
+FEW = 0.02  # a smaller share of wrong values is damage, not another update
+UNRELATED = 0.5  # a cosine below this: the change has another direction than the update
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """The projection on the update, and the words."""
+
+    applied: float | None
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """The sampled rows of a tensor: their numbers, what is stored, and what is expected."""
+
+    subject: Subject
+    rows: tuple[slice, ...]
+    stored: Floats
+    expected: Expected
+
+    @property
+    def numbers(self) -> Floats:
+        return np.concatenate([np.arange(r.start, r.stop) for r in self.rows]).astype(np.float64)
+
+    @property
+    def change(self) -> Floats:
+        return self.stored - self.expected.source
+
+    @property
+    def update(self) -> Floats:
+        return self.expected.exact - self.expected.source
+
+    def only(self, mask: Mask) -> _Sample:
+        """Some of the rows."""
+        e = self.expected
+        expected = Expected(e.source[mask], e.exact[mask], e.error[mask], e.update[mask])
+        return replace(self, stored=self.stored[mask], expected=expected)
+
+    def fits(self, exact: Floats, extra: Floats | float = 0.0) -> bool:
+        """True when nearly all stored values are a rounding of `exact`."""
+        expected = replace(self.expected, exact=exact, update=self.expected.update + extra)
+        return bool(np.mean(judge.passes(self.subject, self.stored, expected)) >= NEARLY_ALL)
+
+
+def why(subject: Subject, siblings: Iterable[Operation]) -> Reason:
+    """The reason for a wrong tensor. `siblings` are operations that start from the same source tensor, as ties do."""
+    with np.errstate(all="ignore"):
+        sample = _sample(subject)
+        applied = _projection(sample.change, sample.update)
+        words = _of_siblings(sample, siblings)
+        if words is None:
+            words = _of_copy(sample) if subject.operation.is_copy else _of_terms(sample)
+        return Reason(applied, words)
+
+
+def _sample(subject: Subject) -> _Sample:
+    seen = list(judge.seen(subject, full=False))
+    return _Sample(
+        subject, tuple(s[0] for s in seen), np.concatenate([s[1] for s in seen]), _joined(s[2] for s in seen)
+    )
+
+
+def _joined(parts: Iterable[Expected]) -> Expected:
+    fields = ([p.source, p.exact, p.error, p.update] for p in parts)
+    return Expected(*(np.concatenate(arrays) for arrays in zip(*fields, strict=True)))
+
+
+def _projection(change: Floats, update: Floats) -> float | None:
+    ok = np.isfinite(change) & np.isfinite(update)
+    norm = float(np.square(update[ok]).sum())
+    return float((change[ok] * update[ok]).sum()) / norm if norm > 0 else None
+
+
+def _of_siblings(sample: _Sample, siblings: Iterable[Operation]) -> str | None:
+    """A tensor that holds what a tied partner should hold, or the updates of both."""
+    own = sample.subject.operation
+    for other in siblings:
+        if (other.rows, other.cols) != (own.rows, own.cols):
+            continue
+        theirs = _joined(e for _, e in walk(other, sample.subject.inputs, sample.rows))
+        if np.array_equal(theirs.exact, sample.expected.exact):
+            continue
+        if sample.fits(theirs.exact, theirs.update):
+            return f"it holds what {other.tensor} should hold"
+        both = sample.expected.exact + (theirs.exact - theirs.source)
+        if own.terms and other.terms and sample.fits(both, theirs.update):
+            return f"the update of {other.tensor} is in here as well: tied tensors were merged into one"
+    return None
+
+
+def _of_copy(sample: _Sample) -> str:
+    own = sample.subject.operation
+    for name in ("BF16", "F16"):
+        other = name != sample.subject.found.dtype
+        if other and agrees(sample.stored, sample.expected.exact, np.zeros_like(sample.stored), FORMATS[name]).all():
+            return f"the adapter does not change this tensor, but its values went through {name}"
+    return f"the adapter does not change this tensor, but it is not the {own.source.origin}'s"
+
+
+def _of_terms(sample: _Sample) -> str:
+    """The first term whose rows are wrong, or the whole tensor where there is only one."""
+    terms = sample.subject.operation.terms
+    if len(terms) < 2:
+        return _words(sample, terms) or "values outside the sample are wrong"
+    numbers = sample.numbers
+    for term in terms:
+        mask = (numbers >= term.start) & (numbers < term.stop)
+        words = _words(sample.only(mask), (term,)) if mask.any() else None
+        if words is not None:
+            return f"rows {term.start}:{term.stop} ({term.module}): {words}"
+    outside = np.logical_and.reduce([(numbers < t.start) | (numbers >= t.stop) for t in terms])
+    return _words(sample.only(outside), ()) or "values outside the sample are wrong"
+
+
+def _words(sample: _Sample, terms: tuple[Term, ...]) -> str | None:
+    """What is wrong with these rows; None when nothing is."""
+    expected, change, update = sample.expected, sample.change, sample.update
+    right = judge.passes(sample.subject, sample.stored, expected)
+    n_wrong = int(np.count_nonzero(~right))
+    if n_wrong == 0:
+        return None
+    damage = f"{n_wrong} of {right.size} looked-at values are wrong, the others right"
+    applied = _projection(change, update)
+    if applied is None:
+        return f"the adapter changes nothing here, but {n_wrong} of {right.size} looked-at values differ"
+    if np.isnan(sample.stored).any() and not np.isnan(expected.exact).any():
+        return "there are NaNs that base + adapter does not give"
+    for share, words in sorted(_hypotheses(terms), key=lambda h: abs(h[0] - applied)):
+        if sample.fits(expected.source + share * update):
+            return words
+    if n_wrong < FEW * right.size:
+        return damage
+    if sample.fits(expected.source + applied * update):
+        return f"the update is {applied:.3g} times what it should be: another scale?"
+    cosine = applied * _norm(update) / _norm(change)
+    return "another update than this adapter's" if cosine < UNRELATED else damage
+
+
+def _norm(x: Floats) -> float:
+    return math.sqrt(float(np.square(x[np.isfinite(x)]).sum()))
+
+
+def _hypotheses(terms: Iterable[Term]) -> Iterator[tuple[float, str]]:
+    """Shares of the update that usual mistakes leave in the file; where two give the same share, the first is said."""
+    yield 0.0, "the update is missing: this tensor is the base's"
+    yield 2.0, "the update is in here twice"
+    yield -1.0, "the update was subtracted"
+    for term in terms:
+        root = math.sqrt(term.rank) if term.rank > 0 else 1.0
+        if root != 1.0:
+            yield root, f"the update is {root:.3g} times too large: alpha/sqrt(r) against alpha/r?"
+            yield 1 / root, f"the update is {root:.3g} times too small: alpha/r against alpha/sqrt(r)?"
+        if term.scale not in (0.0, 1.0):
+            yield 1 / term.scale, f"the scale {term.scale:.3g} is missing from the update"
