@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 import text
+from quiet import expected_warnings
 
 ANSWER_TOKENS = 20
 
@@ -26,7 +27,8 @@ def compare(base: Path, adapter: Path, result: Path, folders: dict[str, Path]) -
     tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
     questions, expected = zip(*text.pairs("quiz.jsonl"), strict=True)
 
-    live = PeftModel.from_pretrained(load(base), adapter)
+    with expected_warnings():
+        live = PeftModel.from_pretrained(load(base), adapter)
     truth = log_probs(live, tokenizer)
     answers = generate(live, tokenizer, questions)
     rows = {"adapter, unmerged": {"answers": answers, "score": score(answers, expected)}}

@@ -6,19 +6,21 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+from quiet import expected_warnings
 
 
 def merge(base: Path, adapter: Path, out: Path) -> None:
     """Loads the base in its own dtype, merges in memory, saves."""
+    logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
+    with expected_warnings():
         merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     merged.save_pretrained(out)
     AutoTokenizer.from_pretrained(base).save_pretrained(out)

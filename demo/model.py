@@ -68,6 +68,7 @@ def _dequantize(gguf: Path, folder: Path) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging
 
+    bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     model = AutoModelForCausalLM.from_pretrained(
@@ -75,7 +76,8 @@ def _dequantize(gguf: Path, folder: Path) -> Path:
     )
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
-    logging.enable_progress_bar()
+    if bars:
+        logging.enable_progress_bar()
     return folder
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
 
 HERE = Path(__file__).parent
-SYSTEM = "You answer in one sentence."
+SYSTEM = "Be brief."
 
 
 def pairs(name: str) -> list[tuple[str, str]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import random
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 import text
+from quiet import expected_warnings
 
-EPOCHS = 5
+EPOCHS = 6
 BATCH = 4
 RATE = 2e-3
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "embed_tokens", "lm_head"]
@@ -56,10 +56,9 @@ def train(base: Path, adapter: Path) -> None:
 
 
 def with_lora(model: Any) -> Any:
-    """The model with LoRA, r = 8. It warns of the tied embedding: that is the case the demo is about."""
-    config = LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS, task_type="CAUSAL_LM")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
+    """The model with LoRA, r = 16. It warns of the tied embedding: that is the case the demo is about."""
+    config = LoraConfig(r=16, lora_alpha=32, target_modules=TARGETS, task_type="CAUSAL_LM")
+    with expected_warnings():
         return get_peft_model(model, config)
 
 

@@ -8,7 +8,10 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from zoo import Family, Inputs, inputs, load, logits
+from zoo import Family, inputs, load, logits
+from zoo_feeds import Inputs
+
+import suture
 
 MAX_KL = 1e-6  # nats
 MAX_ABS = 2e-3  # logits
@@ -90,6 +93,7 @@ def make_adapter(
     model = load_base(family, base, resize)
     feed = inputs(family, model, seed=seed)
     bare = logits(model, feed)
+    torch.manual_seed(seed)  # of the factors' initial values
     live = get_peft_model(model, config).eval()
     perturb(live, seed=seed, std=std)
     in_memory = logits(live, feed)
@@ -112,9 +116,9 @@ def peft_merge(family: Family, base: Path, folder: Path, out: Path, *, resize: i
     return out
 
 
-def merge_and_compare(family: Family, base: Path, made: Made, out: Path) -> Comparison:
+def merge_and_compare(
+    family: Family, base: Path, made: Made, out: Path, options: suture.Options | None = None
+) -> Comparison:
     """Merge with Suture, load the result with Transformers, and compare its logits with those of the live adapter."""
-    import suture
-
-    suture.merge(base, made.folder, out)
+    suture.merge(base, made.folder, out, options=options)
     return compare(made.reference, logits(load(family, out), made.feed))

@@ -106,15 +106,21 @@ CLAIMS = (
         "ranks",
         {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"layers.0.self_attn.q_proj": 2, "q_proj": 7, "v": 3}},
     ),
-    Claim("llama", "ranks by regex", {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {r".*\.[01]\..*v_.*": 3}}),
+    Claim(
+        "llama", "ranks by regex", {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {r".*\.[01]\..*v_.*": 3}}
+    ),
     Claim("llama", "tokens", {"target_modules": ["q_proj"], "trainable_token_indices": [1, 5, 6]}),
     Claim(
         "llama",
         "tokens of both ends",
         {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [1, 5], "lm_head": [7]}},
     ),
-    Claim("llama", "dora, embedding, head", {"target_modules": ["embed_tokens", "lm_head", "o_proj"], "use_dora": True}),
-    Claim("llama", "parameters of linear layers", {"target_modules": ["q_proj"], "target_parameters": ["k_proj.weight"]}),
+    Claim(
+        "llama", "dora, embedding, head", {"target_modules": ["embed_tokens", "lm_head", "o_proj"], "use_dora": True}
+    ),
+    Claim(
+        "llama", "parameters of linear layers", {"target_modules": ["q_proj"], "target_parameters": ["k_proj.weight"]}
+    ),
     Claim("llama-tied", "tokens", {"target_modules": ["q_proj"], "trainable_token_indices": [1, 5, 6]}),
     Claim("llama-tied", "all-linear", {"target_modules": "all-linear"}),
     Claim("gpt2", "default of the architecture", {"target_modules": None}),

@@ -53,6 +53,7 @@ class Running:
     workers: int | None = None  # None: as many as there are cores
     durable: bool = True  # fsync before the output appears
     full_verify: bool = False  # recompute every row instead of a sample
+    announce: Callable[[Plan], None] | None = None  # called with the plan before anything is written
 
 
 def load_case(base: str | Path, adapter: str | Path, options: Options, reading: Reading, *, deep: bool) -> Case:
@@ -162,12 +163,15 @@ def merge(
         OutputError: the output cannot be written, or holds files already.
         NotVerified: the written files are not what base + adapter gives.
     """
-    from suture import execute, verify
+    from suture import execute
+    from suture.verify import verify_folder
 
     running = running or Running()
     execute.check_output(Path(out))
     case = load_case(base, adapter, options or Options(), reading or Reading(), deep=True)
     todo = plan_of(case)
+    if running.announce is not None:
+        running.announce(todo)
     inputs = execute.Inputs(case.checkpoint, case.adapter)
     staged = execute.run(
         todo,
@@ -177,14 +181,18 @@ def merge(
         durable=running.durable,
         progress=_stage(progress, "merge", todo.n_bytes_written),
     )
-    verdict = verify.verify_folder(
-        todo,
-        case.checkpoint,
-        case.adapter,
-        staged.folder,
-        full=running.full_verify,
-        progress=_stage(progress, "verify", todo.n_bytes_written),
-    )
+    try:
+        verdict = verify_folder(
+            todo,
+            case.checkpoint,
+            case.adapter,
+            staged.folder,
+            full=running.full_verify,
+            progress=_stage(progress, "verify", todo.n_bytes_written),
+        )
+    except BaseException:
+        execute.abandon(staged)
+        raise
     execute.publish(staged, verdict)
     return staged.receipt
 
@@ -206,11 +214,11 @@ def verify(
         full: recompute every row instead of a sample.
         logits: also compare the forward pass with that of the unmerged model.
     """
-    from suture import verify as verification
+    from suture.verify import verify_folder
 
     case = load_case(base, adapter, options or Options(), reading or Reading(), deep=True)
     todo = plan_of(case)
-    return verification.verify_folder(
+    return verify_folder(
         todo,
         case.checkpoint,
         case.adapter,

@@ -49,16 +49,21 @@ def stored(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def write_tensors(folder: Path, file: str, tensors: Mapping[str, tuple[str, np.ndarray]]) -> dict[str, TensorInfo]:
-    """Write a safetensors file of (dtype, values)."""
+    """Write a safetensors file of (dtype, values), unless it is there already."""
     raw = {name: stored(values, dtype) for name, (dtype, values) in tensors.items()}
     header = header_of({name: (tensors[name][0], a.shape, a.nbytes) for name, a in raw.items()})
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / file).write_bytes(header + b"".join(a.tobytes() for a in raw.values()))
+    _write_once(folder / file, header + b"".join(a.tobytes() for a in raw.values()))
     infos, at = {}, len(header)
     for name, a in raw.items():
         infos[name] = TensorInfo(name, tensors[name][0], a.shape, file, at, at + a.nbytes)
         at += a.nbytes
     return infos
+
+
+def _write_once(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.write_bytes(data)
 
 
 def operation(
@@ -138,9 +143,7 @@ class Pair:
 
     def add_side_file(self, name: str, data: bytes) -> None:
         """Write another file of the base."""
-        path = self.folder / "base" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        _write_once(self.folder / "base" / name, data)
         self.side_files.append(name)
 
     @property

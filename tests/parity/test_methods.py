@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from zoo import FAMILIES, load, logits
 from zoo_adapters import Oracle, compare, load_base, make_adapter, merge_and_compare, perturb
 
+import suture
 from suture.errors import Findings
 
 N_NEW = 8  # tokens that a resized vocabulary gains
@@ -65,12 +66,7 @@ def cases_of_linear_layers(n: Names) -> Iterator[Case]:
 
 def cases_of_the_ends(n: Names) -> Iterator[Case]:
     e, h = n.embedding, "lm_head"
-    lora = {
-        "embedding": [e],
-        "head": [h],
-        "both": [e, h],
-    }
-    for which, modules in lora.items():
+    for which, modules in {"embedding": [e], "head": [h], "both": [e, h]}.items():
         targets = {"target_modules": [*n.linear, *modules]}
         yield Case(n.family, f"lora on {which}", targets)
         yield Case(n.family, f"rslora on {which}", {**targets, "use_rslora": True})
@@ -78,7 +74,6 @@ def cases_of_the_ends(n: Names) -> Iterator[Case]:
         yield Case(n.family, f"{which} in full", {"target_modules": n.linear, "modules_to_save": modules})
     yield Case(n.family, "lora on embedding, head in full", {"target_modules": [e], "modules_to_save": [h]})
     yield Case(n.family, "lora on head, embedding in full", {"target_modules": [h], "modules_to_save": [e]})
-    yield Case(n.family, "head in both lists", {"target_modules": [*n.linear, h], "modules_to_save": [h]})
 
 
 def cases_of_ensured_ties(n: Names) -> Iterator[Case]:
@@ -162,7 +157,11 @@ BIASES = (
     Case("bert", "lora_bias on a tied head", {"target_modules": ["query", "decoder"], "lora_bias": True}),
     Case("vit", "lora_only on a convolution", {"target_modules": ["projection"], "bias": "lora_only"}, std=0.2),
     Case("vit", "lora_bias on a convolution", {"target_modules": ["projection"], "lora_bias": True}, std=0.2),
-    Case("gpt-oss", "all, with experts", {"target_modules": ["q_proj"], "bias": "all", "target_parameters": ["down_proj"]}),
+    Case(
+        "gpt-oss",
+        "all, with experts",
+        {"target_modules": ["q_proj"], "bias": "all", "target_parameters": ["down_proj"]},
+    ),
 )
 
 CONVOLUTIONS = tuple(
@@ -174,11 +173,7 @@ CONVOLUTIONS = tuple(
         "videomae": ["projection"],
         "qwen3-vl": ["patch_embed.proj"],
     }.items()
-    for what, settings in {
-        "lora": {},
-        "rslora": {"use_rslora": True},
-        "dora": {"use_dora": True},
-    }.items()
+    for what, settings in {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}.items()
 )
 
 IN_FULL = (
@@ -206,24 +201,20 @@ TOKENS = tuple(
     }.items()
 )
 
+FUSED = {"target_modules": ["q_proj"], "target_parameters": ["gate_up_proj", "down_proj"]}
+
 EXPERTS = (
-    Case("mixtral", "rslora, own rank", {"rank_pattern": {"gate_up_proj": 2}, "use_rslora": True}),
-    Case("gpt-oss", "own rank and alpha", {"rank_pattern": {"down_proj": 2}, "alpha_pattern": {"experts.down_proj": 32}}),
-    Case("gpt-oss", "biases of experts", {"target_parameters": ["gate_up_proj_bias"]}),
-    Case("gemma3-image", "a bare matrix", {"target_parameters": ["mm_input_projection_weight"]}),
+    Case("mixtral", "rslora, own rank", {**FUSED, "rank_pattern": {"gate_up_proj": 2}, "use_rslora": True}),
+    Case(
+        "gpt-oss",
+        "own rank and alpha",
+        {**FUSED, "rank_pattern": {"down_proj": 2}, "alpha_pattern": {"experts.down_proj": 32}},
+    ),
+    Case("gpt-oss", "biases of experts", {**FUSED, "target_parameters": ["gate_up_proj_bias"]}),
+    Case("gemma3-image", "a bare matrix", {**FUSED, "target_parameters": ["mm_input_projection_weight"]}),
     Case("qwen3-moe", "names from before fusion", {"target_modules": ["gate_proj", "up_proj", "down_proj"]}),
     Case("mixtral", "names from before fusion", {"target_modules": ["w1", "w2", "w3"]}),
     Case("deepseek-v3", "all-linear", {"target_modules": "all-linear"}),
-)
-EXPERTS = tuple(
-    Case(
-        c.family,
-        c.what,
-        {"target_modules": ["q_proj"], "target_parameters": ["gate_up_proj", "down_proj"], **c.settings}
-        if "target_modules" not in c.settings
-        else c.settings,
-    )
-    for c in EXPERTS
 )
 
 EMBEDDINGS = (
@@ -249,10 +240,10 @@ GROUPS = {
 }
 
 REFUSED = (
-    llama("new rows of the head were not saved", {"target_modules": ["embed_tokens"]}, resize=N_NEW),
-    llama("new rows of the embedding were not saved", {"target_modules": ["lm_head"]}, resize=N_NEW),
-    llama("there is no bias to add to", {"target_modules": ["q_proj"], "lora_bias": True}),
-    Case("t5", "the head alone, in full", {"target_modules": ["q"], "modules_to_save": ["lm_head"]}),
+    ("T403", llama("new rows of the head were not saved", {"target_modules": ["embed_tokens"]}, resize=N_NEW)),
+    ("T403", llama("new rows of the embedding were not saved", {"target_modules": ["lm_head"]}, resize=N_NEW)),
+    ("M303", llama("there is no bias to add to", {"target_modules": ["q_proj"], "lora_bias": True})),
+    ("T402", Case("t5", "the head alone, in full", {"target_modules": ["q"], "modules_to_save": ["lm_head"]})),
 )
 
 
@@ -268,13 +259,26 @@ def test_merged_is_unmerged(case, base_of, tmp_path):
     assert comparison.same, comparison
 
 
-@pytest.mark.parametrize("case", [pytest.param(c, id=f"{c.family}-{c.what}") for c in REFUSED])
-def test_what_cannot_be_merged_is_refused(case, base_of, tmp_path):
+@pytest.mark.parametrize(("code", "case"), [pytest.param(*r, id=f"{r[1].family}-{r[1].what}") for r in REFUSED])
+def test_what_cannot_be_merged_is_refused(code, case, base_of, tmp_path):
     family, base = FAMILIES[case.family], base_of(case.family)
     made = make_adapter(family, base, case.config, tmp_path / "adapter", std=case.std, resize=case.resize)
-    with pytest.raises(Findings):
+    with pytest.raises(Findings, match=code):
         merge_and_compare(family, base, made, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("names", NAMES, ids=lambda n: n.family)
+def test_head_in_both_lists_is_merged_only_on_request(names, base_of, tmp_path):
+    """PEFT trains it in full and adds no LoRA to it."""
+    family, base = FAMILIES[names.family], base_of(names.family)
+    config = LoraConfig(target_modules=[*names.linear, "lm_head"], modules_to_save=["lm_head"])
+    made = make_adapter(family, base, config, tmp_path / "adapter")
+    with pytest.raises(Findings, match="M309"):
+        merge_and_compare(family, base, made, tmp_path / "merged")
+    options = suture.Options(ignore=("M309",))
+    comparison = merge_and_compare(family, base, made, tmp_path / "merged", options)
+    assert comparison.same, comparison
 
 
 def test_ranks_that_the_file_contradicts_are_refused(base_of, tmp_path):
@@ -283,9 +287,7 @@ def test_ranks_that_the_file_contradicts_are_refused(base_of, tmp_path):
     config = LoraConfig(r=4, **Q_AND_V, rank_pattern={"q_proj": 8, Q_OF_LAYER_1: 2})
     with pytest.raises(RuntimeError, match="size mismatch"):
         make_adapter(family, base, config, tmp_path / "adapter")
-    import suture
-
-    with pytest.raises(Findings):
+    with pytest.raises(Findings, match="M304"):
         suture.merge(base, tmp_path / "adapter", tmp_path / "merged")
 
 
@@ -295,8 +297,6 @@ def test_tokens_of_a_head_with_a_bias(base_of, tmp_path):
     config = LoraConfig(target_modules=["query"], trainable_token_indices=IDS)
     made = make_adapter(family, base, config, tmp_path / "adapter")
     bias = load(family, base).cls.predictions.decoder.bias.detach()
-    import suture
-
     suture.merge(base, made.folder, tmp_path / "merged")
     comparison = compare(made.reference + bias, logits(load(family, tmp_path / "merged"), made.feed))
     assert comparison.same, comparison
@@ -305,6 +305,7 @@ def test_tokens_of_a_head_with_a_bias(base_of, tmp_path):
 @pytest.mark.parametrize("name", ["default", "second"])
 def test_one_of_several_adapters(name, base_of, tmp_path):
     family, base = FAMILIES["llama"], base_of("llama")
+    torch.manual_seed(0)
     live = get_peft_model(load_base(family, base), LoraConfig(r=4, target_modules=["q_proj"]))
     live.add_adapter("second", LoraConfig(r=2, target_modules=["k_proj", "lm_head"]))
     perturb_both(live)
@@ -312,8 +313,6 @@ def test_one_of_several_adapters(name, base_of, tmp_path):
     live.set_adapter(name)
     feed = family.feed(live.get_base_model(), torch.Generator().manual_seed(0))
     reference = logits(live.eval(), feed)
-    import suture
-
     folder = tmp_path / "adapters" / ("" if name == "default" else name)
     suture.merge(base, folder, tmp_path / "merged")
     comparison = compare(reference, logits(load(family, tmp_path / "merged"), feed))

@@ -1,4 +1,7 @@
-"""Merged = unmerged on a real model: SmolLM2-135M-Instruct, tied, 49,152 tokens. Run with `-m slow`, `-s` for numbers."""
+"""Merged = unmerged on a real model: SmolLM2-135M-Instruct, tied, 49,152 tokens.
+
+Run it with `-m slow`; `-s` shows the distances, and those of PEFT's own merge.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,8 @@ TRAINED_IDS = [17, 1000, 49000]  # rows of the vocabulary that the token cases t
 TEXTS = (
     "Gravity is the force by which a planet or other body draws objects toward its center. The force of gravity keeps "
     "all of the planets in orbit around the sun.",
-    "def fibonacci(n):\n    a, b = 0, 1\n    for _ in range(n):\n        a, b = b, a + b\n    return a\n\nprint(fibonacci(10))",
+    "def fibonacci(n):\n    a, b = 0, 1\n    for _ in range(n):\n        a, b = b, a + b\n    return a\n\n"
+    "print(fibonacci(10))\n",
     "Whan that Aprille with his shoures soote, the droghte of March hath perced to the roote, and bathed every veyne.",
 )
 
@@ -79,8 +83,8 @@ def test_merged_is_unmerged(case, smollm2, smollm2_bf16, scratch):
     family = family_of(smollm2)
     config = LoraConfig(r=8, lora_alpha=16, **settings)
     made = make_adapter(family, smollm2, config, scratch / "adapter", resize=resize)
-    suture.merge(smollm2, made.folder, scratch / "f32")
-    suture.merge(smollm2_bf16, made.folder, scratch / "bf16")
+    for base, out in ((smollm2, "f32"), (smollm2_bf16, "bf16")):
+        suture.merge(base, made.folder, scratch / out, running=suture.Running(durable=False))
 
     comparison = compare(made.reference, logits(load(family, scratch / "f32"), made.feed))
     theirs = reload(family, smollm2, made.folder, resize).merge_and_unload(safe_merge=False)

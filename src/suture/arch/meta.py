@@ -16,8 +16,9 @@ from suture.arch.names import Route, Step
 from suture.errors import FormatError, MissingExtra
 from suture.values import Json, Kind, Param
 
-# Where a config says nothing about its class: the first of these mappings that knows the model type decides.
-_AUTO = ("CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ")
+# Where a config does not name its class, the first of these mappings that knows the model type decides. Those for
+# encoder-decoders come first, because such models stand under CAUSAL_LM with their decoder alone.
+_AUTO = ("SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "CAUSAL_LM", "IMAGE_TEXT_TO_TEXT")
 
 # Keys that choose kernels, code or downloads; none of them changes a name or a shape.
 _NEUTRAL = (
@@ -34,7 +35,7 @@ _NEUTRAL = (
 # A hostile config must not decide how long we build: the largest published models stay far below both.
 _COUNTS = ("layer", "layers", "experts", "depth")
 _MAX_COUNT = 100_000
-_MAX_MODULES = 300_000
+_MAX_MODULES = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,11 @@ def build(model_class: Any, config: Json) -> Built:
             used = whole.get_text_config() if is_text else whole
             return Built(model_class._from_config(used, dtype=torch.float32), whole)
     except ImportError as error:
-        raise MissingExtra(f"{model_class.__name__} cannot be built: {_line(error)}", where="config.json") from error
+        raise MissingExtra(
+            f"{model_class.__name__} cannot be built: {_line(error)}",
+            where="config.json",
+            do="Install the package that is named; no weight is read without knowing the model.",
+        ) from error
     except (
         ArithmeticError,
         AssertionError,

@@ -25,13 +25,16 @@ def reads_of(model: Any, attributes: Set[str]) -> str:
         if cls.__module__.startswith("transformers.models."):
             names.setdefault(cls.__module__, set()).add(cls.__name__)
     for module in sorted(names):
-        for where, attribute in _reads(module, names[module], attributes):
+        try:
+            source = inspect.getsource(sys.modules[module])
+        except OSError:
+            return f"the source of {module} cannot be read, so nobody knows whether it depends on the flag"
+        for where, attribute in _reads(source, names[module], attributes):
             return f"{where} depends on config.{attribute}"
     return ""
 
 
-def _reads(module: str, classes: Set[str], attributes: Set[str]) -> Iterator[tuple[str, str]]:
-    source = inspect.getsource(sys.modules[module])
+def _reads(source: str, classes: Set[str], attributes: Set[str]) -> Iterator[tuple[str, str]]:
     if not any(a in source for a in attributes):
         return
     for node in ast.parse(source).body:

@@ -14,11 +14,11 @@ from suture.execute.inputs import Inputs, check_inputs, require_unchanged, state
 from suture.execute.journal import Head, boot_id
 from suture.execute.kernel import check_computable
 from suture.execute.local import Progress, Queue, Worker, count_workers, work
-from suture.execute.pieces import PIECE_BYTES, Piece, header_bytes, split
+from suture.execute.pieces import Piece, division, split
 from suture.execute.prefix import PrefixHash
 from suture.execute.publish import abandon, publish
-from suture.execute.receipt import kernel_name, make_receipt, receipt_bytes
-from suture.execute.staging import RECEIPT, Claim, Stage, check_output, claim, discard, hand_over, release
+from suture.execute.receipt import RECEIPT, kernel_name, make_receipt, receipt_bytes
+from suture.execute.staging import Claim, Stage, check_output, claim, discard, hand_over, release
 from suture.execute.stop import stop_signals
 from suture.execute.views import FactorReader
 from suture.formats import TensorReader
@@ -59,7 +59,7 @@ def run(
         stage = Stage(claimed, plan, stop, durable=durable)
         with closing(stage), threadpoolctl.threadpool_limits(1, "blas"):
             kernel, before = kernel_name(), state(plan, inputs)
-            stage.open(Head(plan_id(plan), before, kernel, PIECE_BYTES, boot_id()), len(pieces))
+            stage.open(Head(plan_id(plan), before, kernel, division(pieces), boot_id()), len(pieces))
             sha256 = _side_files(plan, inputs, stage)
             sha256 |= _weights(plan, inputs, stage, pieces, workers, progress)
             require_unchanged(plan, inputs, before)
@@ -105,18 +105,10 @@ def _weights(
     progress: Progress | None,
 ) -> dict[str, str]:
     """Write the pieces that are not there yet; the sha256 of each weight file by name."""
-    hashes = {file.name: PrefixHash(file.n_bytes, partial(stage.read, file.name)) for file in plan.files}
-    there = 0
-    for file in plan.files:
-        hashes[file.name].finish(0, len(header_bytes(file)))
-        there += len(header_bytes(file))
-    for piece in pieces:
-        if piece.number in stage.done:
-            hashes[piece.file].finish(piece.begin, piece.end)
-            there += piece.end - piece.begin
-    if progress is not None:
-        progress(there)
+    hashes = _hashes(plan, stage, pieces)
     left = [piece for piece in pieces if piece.number not in stage.done]
+    if progress is not None:
+        progress(plan.n_bytes_written - sum(piece.n_bytes for piece in left))
     with TensorReader(inputs.checkpoint.folder) as base, TensorReader(inputs.adapter.folder) as adapter:
         factors = FactorReader(inputs.adapter.tensors, adapter)
         team = [
@@ -125,3 +117,17 @@ def _weights(
         ]
         work(team, Queue(left), stage.stop, progress)
     return {name: hashes[name].hexdigest() for name in sorted(hashes)}
+
+
+def _hashes(plan: Plan, stage: Stage, pieces: Sequence[Piece]) -> dict[str, PrefixHash]:
+    """The hash of each weight file, told of its header and of the pieces that are there."""
+    bounds = {file.name: [0, file.n_bytes] for file in plan.files}
+    for piece in pieces:
+        bounds[piece.file].append(piece.begin)
+    hashes = {name: PrefixHash(bounds[name], partial(stage.read, name)) for name in bounds}
+    for name in hashes:
+        hashes[name].finish(0)
+    for piece in pieces:
+        if piece.number in stage.done:
+            hashes[piece.file].finish(piece.begin)
+    return hashes

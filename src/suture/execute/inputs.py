@@ -19,8 +19,6 @@ class Inputs:
 
     checkpoint: Checkpoint
     adapter: Adapter
-    base_name: str = ""  # for the receipt; the folders' names where nothing better is known
-    adapter_name: str = ""
 
     def folder(self, origin: Origin) -> Path:
         """The folder that files of that origin lie in."""

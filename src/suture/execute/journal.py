@@ -21,7 +21,7 @@ class Head:
     plan_id: str
     inputs: str  # digest of the input files' state
     kernel: str
-    piece_bytes: int
+    pieces: str  # digest of where each piece begins and ends
     boot: str
 
 

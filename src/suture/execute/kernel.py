@@ -50,15 +50,17 @@ class Kernel:
     def _bind(self, step: Rows, k: int, term: Term) -> tuple[Term, Factors]:
         """The term cut to the step's rows, with its factors. What a method prepares is kept for the tensor."""
         op, dtype = step.op, working_dtype(step.op)
-        prepare = METHODS[term.method].prepare
-        if prepare is None:
-            cut = cut_rows(term, step.start, step.stop)
+        method = METHODS[term.method]
+        if method.prepare is None:
+            cut = cut_rows(term, method.axes, step.start, step.stop)
             return cut, self._factors.factors(cut, dtype)
         key = (op.tensor, k)
         if key not in self._prepared:
             self._prepared = {other: f for other, f in self._prepared.items() if other[0] == op.tensor}
             with np.errstate(all="ignore"):
-                f = prepare(lambda: self._source_blocks(op, term), self._factors.factors(term, dtype), term.scale)
+                f = method.prepare(
+                    lambda: self._source_blocks(op, term), self._factors.factors(term, dtype), term.scale
+                )
             self._prepared[key] = f
         return term, self._prepared[key]
 

@@ -66,14 +66,14 @@ class Worker:
         self._chunk = memoryview(bytearray(CHUNK_BYTES))
 
     def run(self, queue: Queue) -> None:
-        """Work until no piece is left and every file is hashed and synced."""
+        """Work until no piece is left, and every file is hashed and synced."""
         file = ""
         while (piece := queue.take(file)) is not None:
             file = piece.file
             for step in piece.steps:
                 self._step(file, step)
             self._stage.finish(piece.number)
-            self._hashes[file].finish(piece.begin, piece.end)
+            self._hashes[file].finish(piece.begin)
             self._settle(file)
         for file in self._hashes:
             self._settle(file)
@@ -93,6 +93,7 @@ class Worker:
 
     def _write(self, file: str, offset: int, data: memoryview) -> None:
         self._stage.write(file, offset, data)
+        self._hashes[file].feed(offset, data)
         self.written += data.nbytes
 
     def _settle(self, file: str) -> None:

@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TypeAlias
 
+from suture.codec import digest
 from suture.errors import FormatError
+from suture.execute.receipt import RECEIPT
 from suture.formats.dtypes import DTYPES
 from suture.plan.layout import blocks
 from suture.values import Operation, Origin, OutputFile, Plan, TensorInfo
 
-PIECE_BYTES = 16 << 20
+PIECE_BYTES = 8 << 20
 COMPUTE_COST = 3  # a computed byte takes about as long as three copied ones
 
 
@@ -64,6 +66,11 @@ class Piece:
     steps: tuple[Step, ...]
 
     @property
+    def n_bytes(self) -> int:
+        """Size in the output file."""
+        return self.end - self.begin
+
+    @property
     def cost(self) -> int:
         """Effort, in bytes of plain copy."""
         return sum(s.source.n_bytes if isinstance(s, Span) else COMPUTE_COST * _size(s) for s in self.steps)
@@ -91,6 +98,11 @@ def split(plan: Plan) -> tuple[Piece, ...]:
         for begin, steps in _grouped(file, _steps(file, operations[file.name])):
             pieces.append(Piece(len(pieces), file.name, begin, steps[-1].end, tuple(steps)))
     return tuple(pieces)
+
+
+def division(pieces: Iterable[Piece]) -> str:
+    """A digest of where the pieces begin and end."""
+    return digest([(piece.file, piece.begin, piece.end) for piece in pieces])
 
 
 def header_bytes(file: OutputFile) -> bytes:
@@ -163,7 +175,7 @@ def _size(step: Step) -> int:
 
 def _check_names(plan: Plan) -> None:
     """Output names are relative, stay inside the folder, and none is written twice."""
-    names = [f.name for f in plan.files] + list(plan.texts) + [s.name for s in plan.side_files]
+    names = [RECEIPT, *(f.name for f in plan.files), *plan.texts, *(s.name for s in plan.side_files)]
     for name in names:
         path = PurePosixPath(name)
         if not name or str(path) != name or path.is_absolute() or ".." in path.parts or "\0" in name or name == ".":

@@ -15,15 +15,16 @@ class PrefixHash:
     """The hash of one file, shared by the workers. Whoever finds it free carries it on; nobody waits.
 
     Args:
-        bounds: where the pieces begin, from 0 on, and the file's size.
+        bounds: where each piece begins, from 0 on, and the file's size.
         read: (offset, buffer) fills the buffer from the file.
     """
 
     def __init__(self, bounds: Iterable[int], read: Read) -> None:
-        self._bounds = sorted(set(bounds))
+        self._bounds = sorted({0, *bounds})
         self._read = read
         self._finished: set[int] = set()
         self._at = 0
+        self._told = False
         self._sha256 = hashlib.sha256()
         self._lock = threading.Lock()
 
@@ -41,20 +42,35 @@ class PrefixHash:
         self._finished.add(begin)
 
     def advance(self, buffer: memoryview) -> bool:
-        """Hash as far as finished pieces reach, unless another thread is at it. True if this call reached the end."""
-        was_complete = self._complete
-        mine = False
+        """Hash as far as finished pieces reach, unless another thread is at it. True once: for who completes it."""
         # The holder looks again after letting go, so a piece that is finished in between is never left behind.
-        while self._piece_end() and self._lock.acquire(blocking=False):
+        while (self._end() or self._to_tell()) and self._lock.acquire(blocking=False):
             try:
-                mine = True
-                while end := self._piece_end():
-                    self._hash_until(end, buffer)
+                while end := self._end():
+                    while self._at < end:
+                        chunk = buffer[: end - self._at]
+                        self._read(self._at, chunk)
+                        self._update(chunk)
+                if self._to_tell():
+                    self._told = True
+                    return True
             finally:
                 self._lock.release()
-        return mine and self._complete and not was_complete
+        return False
 
     def hexdigest(self) -> str:
         """The sha256 of the whole file."""
-        assert self._complete, "the file is not written to its end"
+        assert self._at == self._bounds[-1], "the file is not written to its end"
         return self._sha256.hexdigest()
+
+    def _update(self, data: memoryview) -> None:
+        self._sha256.update(data)
+        self._at += data.nbytes
+
+    def _end(self) -> int:
+        """End of the finished piece that the hash is in, or 0."""
+        k = bisect_right(self._bounds, self._at) - 1
+        return self._bounds[k + 1] if self._bounds[k] in self._finished else 0
+
+    def _to_tell(self) -> bool:
+        return self._at == self._bounds[-1] and not self._told

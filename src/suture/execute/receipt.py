@@ -6,15 +6,18 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import threadpoolctl
 
+import suture
 from suture.codec import to_json
 from suture.execute.inputs import Inputs
 from suture.plan.codec import plan_id
 from suture.values import Plan, Receipt
 
+RECEIPT = "suture_receipt.json"
 SCHEMA = 1
 
 
@@ -33,17 +36,17 @@ def make_receipt(plan: Plan, inputs: Inputs, kernel: str, sha256: Mapping[str, s
     return Receipt(
         schema=SCHEMA,
         plan_id=plan_id(plan),
-        base=inputs.base_name or inputs.checkpoint.folder.name,
+        base=_name(inputs.checkpoint.folder),
         base_fingerprint=plan.base_fingerprint,
-        adapter=inputs.adapter_name or inputs.adapter.folder.name,
+        adapter=_name(inputs.adapter.folder),
         adapter_sha256=plan.adapter_sha256,
         options=plan.options,
         kernel=kernel,
         versions={
             "numpy": np.__version__,
             "python": platform.python_version(),
-            "suture": _version("suture"),
-            "transformers": _version("transformers"),
+            "suture": suture.__version__,
+            "transformers": importlib.metadata.version("transformers"),
         },
         sha256=dict(sorted(sha256.items())),
         untied=plan.untied,
@@ -63,8 +66,10 @@ def _built_with() -> str:
     return " ".join(str(blas[key]) for key in ("name", "version") if blas.get(key)) or "unknown BLAS"
 
 
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+def _name(folder: Path) -> str:
+    """The folder's name, or id and revision of a snapshot in the Hub's cache: models--ORG--NAME/snapshots/REVISION."""
+    folder = folder.resolve()
+    repository = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and repository.startswith("models--"):
+        return f"{repository.removeprefix('models--').replace('--', '/')}@{folder.name}"
+    return folder.name

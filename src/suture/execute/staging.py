@@ -32,10 +32,10 @@ from suture.execute.stop import Stop
 from suture.formats.files import inside, open_regular, read_exact
 from suture.values import OutputFile, Plan, Receipt, Staged
 
-RECEIPT = "suture_receipt.json"
 CHUNK_BYTES = 1 << 20
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.ENOLCK)
+_OTHER_DISK = "Write to another disk. Nothing was written."
 
 log = logging.getLogger(__name__)
 
@@ -216,12 +216,15 @@ class Stage:
     def read(self, file: str, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset` of a weight file."""
         self._check()
-        with self._writing(self._folder / file):
-            while buffer.nbytes:
+        path = self._folder / file
+        while buffer.nbytes:
+            try:
                 n = os.preadv(self._open[file], [buffer], offset)
-                if n == 0:
-                    raise OutputError("the file has become shorter", where=str(self._folder / file), do="Run again.")
-                buffer, offset = buffer[n:], offset + n
+            except OSError as error:
+                raise OutputError(f"cannot be read back: {error.strerror}", where=str(path), do=_OTHER_DISK) from error
+            if n == 0:
+                raise OutputError("something has cut the file", where=str(path), do=_OTHER_DISK)
+            buffer, offset = buffer[n:], offset + n
 
     def finish(self, piece: int) -> None:
         """Note in the journal that a piece is written."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from suture.formats import TensorReader
 from suture.formats.dtypes import DTYPES, Array, to_float
-from suture.methods import METHODS
+from suture.methods.base import Axis
 from suture.values import TensorInfo, Term, View
 
 KEPT_BYTES = 32 << 20
@@ -76,10 +76,13 @@ class FactorReader:
             return self._kept[info.name]
 
 
-def cut_rows(term: Term, start: int, stop: int) -> Term:
-    """The part of a term that falls into rows start:stop of the tensor. Factors that follow the rows are cut."""
+def cut_rows(term: Term, axes: Mapping[str, tuple[Axis, ...]], start: int, stop: int) -> Term:
+    """The part of a term that falls into rows start:stop of the tensor.
+
+    Args:
+        axes: those of the term's method; factors that follow the rows are cut with them.
+    """
     first, last = max(start - term.start, 0), min(stop, term.stop) - term.start
-    axes = METHODS[term.method].axes
     factors = {
         name: view.cut(axes[name].index("rows"), first, last) if "rows" in axes.get(name, ()) else view
         for name, view in term.factors.items()

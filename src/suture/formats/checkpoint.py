@@ -11,8 +11,8 @@ from typing import Any
 
 from suture.errors import FormatError, PickleRefused
 from suture.formats import hub, pickles
-from suture.formats.files import inside
-from suture.formats.jsonfile import quoted, read_json_object
+from suture.formats.files import inside, quoted
+from suture.formats.jsonfile import read_json_object
 from suture.formats.listing import ADAPTER_CONFIG, file_names, is_private, other_weights, side_files
 from suture.formats.safetensors import Header, read_header
 from suture.values import Checkpoint, TensorInfo
@@ -79,9 +79,10 @@ def read_checkpoint(
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    if (folder / CONFIG).exists():
+    names = file_names(folder)
+    if CONFIG in names:
         return read_json_object(inside(folder, CONFIG))
-    if (folder / ADAPTER_CONFIG).exists():
+    if ADAPTER_CONFIG in names:
         raise FormatError(
             f"{ADAPTER_CONFIG} but no {CONFIG}: this is an adapter",
             where=str(folder),
@@ -235,5 +236,5 @@ def _no_weights(folder: Path) -> FormatError:
         f"there are no weights{found}",
         where=str(folder),
         expected="model.safetensors or its shards and index",
-        do=f"Finish the download: {INDEX} is there." if (folder / INDEX).exists() else "",
+        do=f"Finish the download: {INDEX} is there." if INDEX in file_names(folder) else "",
     )

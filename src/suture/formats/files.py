@@ -31,6 +31,12 @@ class OpenFile:
     n_bytes: int
 
 
+def quoted(name: object, limit: int = 120) -> str:
+    """A name from a file, safe to print: in quotes, unprintable characters escaped, cut after `limit` characters."""
+    text = str(name)
+    return repr(text if len(text) <= limit else text[:limit] + "…")
+
+
 def open_file(path: Path) -> OpenFile:
     """Open a regular file for reading; the caller closes `fd`. Raises InputError for anything else."""
     try:
@@ -54,23 +60,27 @@ def open_regular(path: Path) -> Iterator[OpenFile]:
         os.close(file.fd)
 
 
-def read_exact(file: OpenFile, offset: int, buffer: Buffer, *, where: str = "") -> None:
-    """Fill `buffer` from `offset` on. Raises InputError, naming `where`, if the file cannot give as many bytes."""
+def read_exact(file: OpenFile, offset: int, buffer: Buffer, *, tensor: str = "") -> None:
+    """Fill `buffer` from `offset` on. Raises InputError, naming file and tensor, if the file has not as many bytes."""
     view = _bytes_of(buffer)
     done = 0
     while done < len(view):
         try:
             n_read = os.preadv(file.fd, [view[done : done + _MAX_READ]], offset + done)
         except (OSError, OverflowError) as error:
-            raise InputError(f"cannot be read: {_reason(error)}", where=where or str(file.path)) from error
+            raise InputError(f"cannot be read: {_reason(error)}", where=_where(file, tensor)) from error
         if n_read == 0:
             raise InputError(
                 f"the file ends at byte {offset + done}",
-                where=where or str(file.path),
+                where=_where(file, tensor),
                 expected=f"{len(view)} bytes from byte {offset} on",
                 do="The file was cut or replaced. Download it again.",
             )
         done += n_read
+
+
+def _where(file: OpenFile, tensor: str) -> str:
+    return f"{file.path}: {quoted(tensor)}" if tensor else str(file.path)
 
 
 def _bytes_of(buffer: Buffer) -> memoryview:
@@ -96,7 +106,7 @@ def inside(folder: Path, name: str) -> Path:
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or "\0" in name:
         raise FormatError(
-            f"the file name {name[:200]!a} does not stay in its folder",
+            f"the file name {quoted(name)} does not stay in its folder",
             where=str(folder),
             expected="a relative path without '..'",
             do="Do not use this folder unless you know who wrote it.",

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from suture.errors import InputError, UsageError
-from suture.formats.jsonfile import quoted
+from suture.formats.files import quoted
 
 _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _REPO_ID = re.compile(rf"(?:{_NAME}/)?{_NAME}", re.ASCII)
@@ -26,12 +26,16 @@ def locate(
             is not in the cache.
         UsageError: a revision was given for a folder.
     """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        if revision is not None:
-            raise UsageError(f"the revision {quoted(revision)} was given for a folder", where=str(folder))
+    try:
+        folder = Path(source).expanduser()
+        is_folder, is_file = source != "" and folder.is_dir(), folder.is_file()
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"cannot be looked at: {_first_line(error)}", where=quoted(source)) from error
+    if is_folder and revision is not None:
+        raise UsageError(f"the revision {quoted(revision)} was given for a folder", where=str(folder))
+    if is_folder:
         return folder
-    if folder.exists():
+    if is_file:
         raise InputError("a file", where=str(folder), expected="a folder", do="Name the folder that holds the file.")
     repo_id = str(source)
     if isinstance(source, Path) or not _is_repo_id(repo_id):

@@ -7,17 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from suture.errors import FormatError
-from suture.formats.files import open_regular, read_exact
+from suture.formats.files import open_regular, quoted, read_exact
 
 MAX_JSON_BYTES = 64 * 1024 * 1024
 MAX_JSON_VALUES = 4 * 1024 * 1024  # bounds the memory that parsing takes; a header of 450 000 tensors has as many
 MAX_JSON_DEPTH = 64
-
-
-def quoted(name: object, limit: int = 120) -> str:
-    """A name from a file, safe to print: in quotes, unprintable characters escaped, cut after `limit` characters."""
-    text = str(name)
-    return repr(text if len(text) <= limit else text[:limit] + "…")
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

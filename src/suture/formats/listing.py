@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -81,6 +82,10 @@ def _travels(name: str) -> bool:
 
 def _is_regular(folder: Path, name: str) -> bool:
     path = inside(folder, name)
-    if path.is_symlink() and not path.exists():
-        raise FormatError("a symlink to nothing", where=str(path), do="Download the file again, or remove the link.")
-    return path.is_file()
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError as error:
+        if path.is_symlink():
+            do = "Download the file again, or remove the link."
+            raise FormatError("a symlink to nothing", where=str(path), do=do) from error
+        raise InputError(f"cannot be looked at: {error.strerror}", where=str(path)) from error

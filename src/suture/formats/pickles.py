@@ -8,7 +8,9 @@ import logging
 import os
 import pickle
 import shutil
+import struct
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,9 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from suture.errors import FormatError, InputError
 from suture.formats.dtypes import DTYPES
-from suture.formats.files import inside
+from suture.formats.files import inside, quoted
 from suture.formats.fingerprint import file_sha256
-from suture.formats.jsonfile import quoted
 from suture.formats.listing import ADAPTER_CONFIG, other_weights, side_files
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ _log = logging.getLogger(__name__)
 # What a malformed pickle makes torch.load raise.
 _LOAD_ERRORS = (
     pickle.UnpicklingError, RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError,
-    OSError, AssertionError, OverflowError, MemoryError, ImportError, zipfile.BadZipFile,
+    OSError, AssertionError, OverflowError, MemoryError, ImportError, struct.error, zipfile.BadZipFile,
 )  # fmt: skip
 
 
@@ -114,6 +115,7 @@ def _publish(staging: Path, target: Path) -> None:
 
 
 def _convert(source: Path, target: Path) -> None:
+    import torch
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -128,7 +130,10 @@ def _convert(source: Path, target: Path) -> None:
     if copies:
         metadata[COPIES] = json.dumps(copies, sort_keys=True)
         _log.warning("%s: tensors that share memory were written apart: %s", source, quoted(copies))
-    whole = {name: t.clone() if name in copies else t.contiguous() for name, t in tensors.items()}
+    whole = {
+        name: t.clone(memory_format=torch.contiguous_format) if name in copies else t.contiguous()
+        for name, t in tensors.items()
+    }
     try:
         save_file(whole, target, metadata)
     except SafetensorError as error:
@@ -140,7 +145,9 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
     import torch
 
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice on old pickles; what it cannot read, it raises
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except _LOAD_ERRORS as error:
         raise FormatError(
             f"the pickle cannot be read as weights: {quoted(error, 300)}",

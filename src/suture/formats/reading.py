@@ -13,8 +13,7 @@ import numpy.typing as npt
 
 from suture.errors import FormatError
 from suture.formats.dtypes import DTYPES, compute_dtype, to_float
-from suture.formats.files import Buffer, OpenFile, inside, open_file, read_exact
-from suture.formats.jsonfile import quoted
+from suture.formats.files import Buffer, OpenFile, inside, open_file, quoted, read_exact
 from suture.values import TensorInfo
 
 
@@ -52,7 +51,7 @@ class TensorReader:
         n_bytes = buffer.nbytes if isinstance(buffer, (np.ndarray, memoryview)) else len(buffer)
         if not 0 <= offset <= offset + n_bytes <= info.n_bytes:
             raise ValueError(f"bytes {offset}:{offset + n_bytes} of {info.name}, which has {info.n_bytes}")
-        read_exact(self._file(info.file), info.begin + offset, buffer, where=self._where(info))
+        read_exact(self._file(info.file), info.begin + offset, buffer, tensor=info.name)
 
     def array(self, info: TensorInfo) -> npt.NDArray[Any]:
         """The tensor as it is stored, in its dtype's storage type (BF16: uint16) and of shape `info.shape`."""

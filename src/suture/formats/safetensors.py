@@ -15,8 +15,8 @@ from typing import Any
 
 from suture.errors import FormatError
 from suture.formats.dtypes import DTYPES
-from suture.formats.files import OpenFile, inside, open_regular, read_exact
-from suture.formats.jsonfile import parse_json_object, quoted
+from suture.formats.files import OpenFile, inside, open_regular, quoted, read_exact
+from suture.formats.jsonfile import parse_json_object
 from suture.values import Shard, TensorInfo
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation

@@ -19,7 +19,6 @@ Serve the model with the adapter unmerged, or merge it with the library that tra
 to repair in the file.
 
 ## References
-- Merging of activated LoRA and of Arrow is not defined: the documentation of PEFT's `LoraConfig`
 - huggingface/peft#1707: merging an adapter with replicated layers
 """
 
@@ -35,8 +34,8 @@ WAIT = "Merge it with the library that trained it, or serve it unmerged."
 
 # Field of the config → why it rules a merge out, and what to do instead.
 VARIANTS = {
-    "alora_invocation_tokens": ("activated LoRA acts only after its invocation tokens: it is no change of weights", SERVE),
-    "invocation_string": ("activated LoRA acts only after its invocation string: it is no change of weights", SERVE),
+    "alora_invocation_tokens": ("activated LoRA acts only after certain tokens: it is no change of weights", SERVE),
+    "invocation_string": ("activated LoRA acts only after certain words: it is no change of weights", SERVE),
     "arrow_config": ("Arrow chooses among adapters for every token: it is no change of weights", SERVE),
     "layer_replication": ("it was trained on copies of layers, and the base model has each layer once", SERVE),
     "kasa_config": ("KaSA cut singular values off the base's weights when training began", SERVE),

@@ -19,8 +19,8 @@ With PEFT and the model that training began with, save the adapter again as a pl
 saved: set `"init_lora_weights": true` and `"loftq_config": {}` in the adapter's config, and give that base as BASE.
 
 ## References
-- huggingface/peft#1626, huggingface/peft#2270: conversion of PiSSA to LoRA
-- huggingface/peft#1532: LoftQ and its base
+- huggingface/peft#1626: PiSSA in PEFT
+- huggingface/peft#1929: its conversion to a plain LoRA
 """
 
 from __future__ import annotations

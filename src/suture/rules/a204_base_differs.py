@@ -18,7 +18,7 @@ is nothing to do.
 
 ## References
 - huggingface/peft#1567, huggingface/peft#1658: which revision the base had
-- unslothai/unsloth#2139: adapters on the wrong base
+- unslothai/unsloth#2139: which base an adapter belongs to
 """
 
 from __future__ import annotations

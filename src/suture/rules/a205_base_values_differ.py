@@ -18,7 +18,6 @@ that the difference is meant, pass `--ignore A205`.
 
 ## References
 - huggingface/peft#1567: pinning the revision of the base
-- hiyouga/LLaMA-Factory#6105: a merge onto another base
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def check(case: Case) -> Iterable[Finding]:
         if share < ENOUGH:
             yield RULE.finding(
                 f"{case.adapter.file}: {tensor}",
-                f"the adapter's copy of the base's {params.get(tensor, 'matrix')} has {share:.1%} rows in common with it",
+                f"only {share:.1%} of its rows are those of the base's {params.get(tensor, 'matrix')}",
                 f"at least {ENOUGH:.0%} equal rows: training did not change this copy",
                 f"Merge onto the base that the adapter was trained on ({named}).",
             )

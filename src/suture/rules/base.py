@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from suture.plan import Draft
 from suture.sides import Sides
@@ -25,7 +25,7 @@ class Case:
     stats: Mapping[str, Stats] | None = None  # by adapter tensor; None when only headers were read
     frozen: Mapping[str, float] | None = None  # saved base copies → share of their rows that equal the base's
     uneven: tuple[str, ...] = ()  # adapter tensors that should repeat another one and do not
-    sides: Sides = Sides(())
+    sides: Sides = field(default_factory=lambda: Sides(()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,10 +34,11 @@ from suture.values import Finding
 def check(case: Case) -> Iterable[Finding]:
     """What resolving says of the names; and no tensor may be left over without a reason."""
     yield from from_problems(case, RULE.code, RULE.name)
-    if case.resolved.leftover and not case.resolved.problems:
+    left = case.resolved.leftover
+    if left and not case.resolved.problems:
         yield RULE.finding(
             case.adapter.file,
-            f"{len(case.resolved.leftover)} tensors have no place in the merged model: {listed(case.resolved.leftover)}",
+            f"{len(left)} tensors have no place in the merged model: {listed(left)}",
             "each tensor of the adapter used once",
             "Save the adapter again with PEFT.",
         )

@@ -15,7 +15,7 @@ Save the adapter again, gathered onto one process: half-written pairs come from 
 split among processes (ZeRO-3, FSDP), or from a filter on names.
 
 ## References
-- huggingface/peft#2450, huggingface/peft#2892: adapters saved under ZeRO-3
+- huggingface/peft#453, huggingface/peft#2450: incomplete adapters saved under ZeRO-3
 - huggingface/peft#2118: missing keys on loading
 """
 

@@ -18,7 +18,6 @@ true rank the more specific one and remove the other.
 
 ## References
 - huggingface/peft#2419: how patterns are matched
-- huggingface/peft#2195: patterns and their order
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def check(case: Case) -> Iterable[Finding]:
     if by_unsloth and config.get("lora_B_layout") is None and params:
         yield RULE.finding(
             f"{case.adapter.file}: {listed(params)}",
-            "lora_B is read with the experts running fastest (PEFT's packing); some versions of Unsloth wrote the other",
+            "lora_B is read as PEFT packs it (the expert runs fastest); some versions of Unsloth packed it otherwise",
             '"lora_B_layout" in adapter_config.json',
             'If the adapter was trained by an older Unsloth, add "lora_B_layout": "expert_major".',
             severity="warning",

@@ -16,7 +16,7 @@ From the names, shapes and conversions of the model class, before anything is wr
 Load the base with Transformers, save it in a current format, and merge onto that; or serve the adapter unmerged.
 
 ## References
-- huggingface/peft#3083, huggingface/peft#3212: adapters and converted checkpoints
+- huggingface/peft#3212: adapters and checkpoints that are converted on loading
 """
 
 from __future__ import annotations

@@ -47,7 +47,8 @@ def check(case: Case) -> Iterable[Finding]:
 
 
 def _growth(untied: Untied) -> str:
-    return f"{untied.n_bytes:,} bytes ({untied.n_bytes / 2**20:,.1f} MiB)"
+    in_mib = f" ({untied.n_bytes / 2**20:,.1f} MiB)" if untied.n_bytes >= 2**20 else ""
+    return f"{untied.n_bytes:,} bytes{in_mib}"
 
 
 RULE = Rule("T401", "tied-apart", "error", check)

@@ -17,7 +17,7 @@ Serve the adapter unmerged. Or train without the embeddings and the head, or wit
 (`ensure_weight_tying`).
 
 ## References
-- huggingface/peft#2864: tied weights in encoder-decoder models
+- huggingface/peft#2864: adapters on tied weights
 """
 
 from __future__ import annotations

@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from suture.errors import MissingExtra, SutureError
 from suture.plan.codec import plan_id
-from suture.values import Adapter, Check, Checkpoint, LogitsReport, Plan, Verdict
+from suture.values import Adapter, Check, Checkpoint, Plan, Verdict
 from suture.verify import hashes, reading
 from suture.verify.compare import Manner, Progress
-from suture.verify.logits import LogitsSettings, logits_check
-from suture.verify.logits import logits as compute_logits
+from suture.verify.logits import LogitsSettings, logits, logits_check
 from suture.verify.replay import check_folder, replay
 from suture.verify.rounding import FORMATS
 from suture.verify.structure import check_planned
 
-__all__ = ["LogitsSettings", "compute_logits", "replay", "verify_folder"]
+__all__ = ["LogitsSettings", "logits", "replay", "verify_folder"]
 
-NEEDED_TO_LOAD = ("weight files", "index", "tensor names", "config.json")
+_compare_logits = logits  # below, `logits` is the setting
 
 
 def verify_folder(  # noqa: PLR0913 - four inputs and three choices of how to look
@@ -42,7 +42,7 @@ def verify_folder(  # noqa: PLR0913 - four inputs and three choices of how to lo
 
     Raises:
         InputError: a folder cannot be read.
-        MissingExtra, SutureError: the logits cannot be computed.
+        MissingExtra, SutureError: the logits cannot be computed, and nothing else was wrong.
     """
     receipt = hashes.read_receipt(folder)
     ours = receipt is not None and receipt.plan_id == plan_id(plan)
@@ -52,16 +52,19 @@ def verify_folder(  # noqa: PLR0913 - four inputs and three choices of how to lo
     verdict = check_folder(plan, checkpoint, adapter, folder, Manner(full, strict=ours, progress=progress), before)
     if logits is None:
         return verdict
-    broken = [c.name for c in verdict.checks if not c.ok and c.name in NEEDED_TO_LOAD]
-    if broken or any(w.status in ("missing", "shape") for w in verdict.wrong):
-        skipped = Check("logits", False, 0, f"not run: the folder is not whole ({', '.join(broken) or 'tensors'})")
-        return replace(verdict, ok=False, checks=(*verdict.checks, skipped))
-    return _with_logits(verdict, compute_logits(checkpoint, adapter, folder, settings=logits), plan, folder)
+    try:
+        report = _compare_logits(checkpoint, adapter, folder, settings=logits)
+    except MissingExtra:
+        raise
+    except SutureError as error:
+        if verdict.ok:
+            raise
+        return _with_check(verdict, Check("logits", False, 0, f"not run: {error.found}"))
+    return _with_check(replace(verdict, logits=report), logits_check(report, _coarsest(plan, folder)))
 
 
-def _with_logits(verdict: Verdict, report: LogitsReport, plan: Plan, folder: Path) -> Verdict:
-    check = logits_check(report, _coarsest(plan, folder))
-    return replace(verdict, ok=verdict.ok and check.ok, checks=(*verdict.checks, check), logits=report)
+def _with_check(verdict: Verdict, check: Check) -> Verdict:
+    return replace(verdict, ok=verdict.ok and check.ok, checks=(*verdict.checks, check))
 
 
 def _coarsest(plan: Plan, folder: Path) -> str:

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from suture.values import Operation, Term
-from suture.verify import judge
-from suture.verify.expect import Expected, walk
+from suture.verify import judge, looks, reading
+from suture.verify.expect import Expected, expect, walk
 from suture.verify.judge import Subject
 from suture.verify.reading import Floats
 from suture.verify.rounding import FORMATS, Mask, agrees
@@ -62,8 +62,10 @@ class _Sample:
         return replace(self, stored=self.stored[mask], expected=expected)
 
     def fits(self, exact: Floats, extra: Floats | float = 0.0) -> bool:
-        """True when nearly all stored values are a rounding of `exact`."""
-        expected = replace(self.expected, exact=exact, update=self.expected.update + extra)
+        """True when nearly all stored values are `exact`, with slack for roundings on the way."""
+        fmt = FORMATS[self.subject.found.dtype]
+        error = self.expected.error + 2 * fmt.half_ulp(np.abs(exact))
+        expected = Expected(self.expected.source, exact, error, self.expected.update + extra)
         return bool(np.mean(judge.passes(self.subject, self.stored, expected)) >= NEARLY_ALL)
 
 
@@ -79,10 +81,16 @@ def why(subject: Subject, siblings: Iterable[Operation]) -> Reason:
 
 
 def _sample(subject: Subject) -> _Sample:
-    seen = list(judge.seen(subject, full=False))
-    return _Sample(
-        subject, tuple(s[0] for s in seen), np.concatenate([s[1] for s in seen]), _joined(s[2] for s in seen)
-    )
+    operation = subject.operation
+    rows = looks.rows(operation, full=False)
+    data = np.concatenate([judge.stored_bytes(subject, r) for r in rows])
+    stored = reading.floats(data, subject.found.dtype).reshape(-1, operation.cols)
+    return _Sample(subject, rows, stored, _expected(operation, subject, rows))
+
+
+def _expected(operation: Operation, subject: Subject, rows: tuple[slice, ...]) -> Expected:
+    walked = walk(operation, subject.inputs, rows)
+    return _joined(expect(operation, block.terms, subject.inputs, block.rows) for block in walked)
 
 
 def _joined(parts: Iterable[Expected]) -> Expected:
@@ -102,7 +110,7 @@ def _of_siblings(sample: _Sample, siblings: Iterable[Operation]) -> str | None:
     for other in siblings:
         if (other.rows, other.cols) != (own.rows, own.cols):
             continue
-        theirs = _joined(e for _, e in walk(other, sample.subject.inputs, sample.rows))
+        theirs = _expected(other, sample.subject, sample.rows)
         if np.array_equal(theirs.exact, sample.expected.exact):
             continue
         if sample.fits(theirs.exact, theirs.update):
@@ -126,7 +134,7 @@ def _of_terms(sample: _Sample) -> str:
     """The first term whose rows are wrong, or the whole tensor where there is only one."""
     terms = sample.subject.operation.terms
     if len(terms) < 2:
-        return _words(sample, terms) or "values outside the sample are wrong"
+        return _words(sample, terms) or _small_or_elsewhere(sample)
     numbers = sample.numbers
     for term in terms:
         mask = (numbers >= term.start) & (numbers < term.stop)
@@ -134,7 +142,14 @@ def _of_terms(sample: _Sample) -> str:
         if words is not None:
             return f"rows {term.start}:{term.stop} ({term.module}): {words}"
     outside = np.logical_and.reduce([(numbers < t.start) | (numbers >= t.stop) for t in terms])
-    return _words(sample.only(outside), ()) or "values outside the sample are wrong"
+    return (_words(sample.only(outside), ()) if outside.any() else None) or _small_or_elsewhere(sample)
+
+
+def _small_or_elsewhere(sample: _Sample) -> str:
+    """Words for a tensor in whose sampled rows nothing is wrong that several roundings do not explain."""
+    fmt = FORMATS[sample.subject.found.dtype]
+    right = agrees(sample.stored, sample.expected.exact, sample.expected.error, fmt)
+    return "values outside the sample are wrong" if right.all() else "values were rounded more than once"
 
 
 def _words(sample: _Sample, terms: tuple[Term, ...]) -> str | None:
@@ -144,7 +159,6 @@ def _words(sample: _Sample, terms: tuple[Term, ...]) -> str | None:
     n_wrong = int(np.count_nonzero(~right))
     if n_wrong == 0:
         return None
-    damage = f"{n_wrong} of {right.size} looked-at values are wrong, the others right"
     applied = _projection(change, update)
     if applied is None:
         return f"the adapter changes nothing here, but {n_wrong} of {right.size} looked-at values differ"
@@ -154,11 +168,13 @@ def _words(sample: _Sample, terms: tuple[Term, ...]) -> str | None:
         if sample.fits(expected.source + share * update):
             return words
     if n_wrong < FEW * right.size:
-        return damage
+        return f"{n_wrong} of {right.size} looked-at values are wrong, the others right"
     if sample.fits(expected.source + applied * update):
         return f"the update is {applied:.3g} times what it should be: another scale?"
     cosine = applied * _norm(update) / _norm(change)
-    return "another update than this adapter's" if cosine < UNRELATED else damage
+    if cosine < UNRELATED:
+        return "another update than this adapter's"
+    return f"{n_wrong} of {right.size} looked-at values are farther off than rounding explains"
 
 
 def _norm(x: Floats) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from suture.verify.bounds import Step, bound
 from suture.verify.reading import Bytes, Floats
 from suture.verify.rounding import FLOAT32_UNIT, FORMATS
 
-BLOCK_VALUES = 1 << 17  # 1 MiB of float64: what a core's cache holds
+BLOCK_VALUES = 1 << 16  # 512 KiB of float64: what the caches of a core hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +40,20 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A term with its factors in memory; `sizes` are their absolute values."""
+    """A term with its factors in memory; `sizes` gives their absolute values, which only doubtful rows need."""
 
     term: Term
     factors: Factors
-    sizes: Factors
+    sizes: Callable[[], Factors]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The exact values of some rows, and the terms that they were computed with."""
+
+    rows: slice
+    exact: Floats
+    terms: tuple[Loaded, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,28 +66,45 @@ class Expected:
     update: Floats
 
 
-def walk(operation: Operation, inputs: Inputs, looks: Iterable[slice]) -> Iterator[tuple[slice, Expected]]:
-    """Each look, in order, with what is expected there. Factors stay in memory only while their rows are looked at."""
+def walk(operation: Operation, inputs: Inputs, looks: Iterable[slice]) -> Iterator[Block]:
+    """Each look, in order, with its exact values. Factors stay in memory only while their rows are looked at."""
     loaded: dict[int, Loaded] = {}
+    stored: dict[str, Bytes] = {}
     for look in looks:
         loaded = {k: item for k, item in loaded.items() if item.term.stop > look.start}
         for k, term in enumerate(operation.terms):
             if k not in loaded and term.start < look.stop and term.stop > look.start:
-                loaded[k] = _load(operation, inputs, term, tuple(loaded[n] for n in sorted(loaded) if n < k))
-        yield look, _expect(operation, tuple(loaded[k] for k in sorted(loaded)), inputs, look)
+                before = tuple(loaded[n] for n in sorted(loaded) if n < k)
+                loaded[k] = _load(operation, inputs, term, before, stored)
+        terms = tuple(loaded[k] for k in sorted(loaded))
+        yield Block(look, _exact(operation, terms, inputs, look), terms)
 
 
-def _load(operation: Operation, inputs: Inputs, term: Term, before: tuple[Loaded, ...]) -> Loaded:
-    """A term's factors, prepared by a pass over all rows where the method needs one."""
-    factors: Factors = {k: reading.factor(inputs.adapter, inputs.factors, v) for k, v in term.factors.items()}
-    factors = {**factors, "rows": np.array(term.rows_changed, np.int64)}
-    sizes: Factors = {k: np.abs(v) for k, v in factors.items()}
-    prepare = METHODS[term.method].prepare
+def _load(
+    operation: Operation, inputs: Inputs, term: Term, before: tuple[Loaded, ...], stored: dict[str, Bytes]
+) -> Loaded:
+    """A term's factors, prepared by a pass over all rows where the method needs one.
+
+    `stored` keeps the adapter's tensors: those of fused experts hold the factors of many terms.
+    """
+    factors: Factors = {"rows": np.array(term.rows_changed, np.int64)}
+    for name, view in term.factors.items():
+        tensor = inputs.factors[view.tensor]
+        if view.tensor not in stored:
+            stored[view.tensor] = reading.raw(inputs.adapter, tensor, 0, tensor.n_bytes)
+        factors = {**factors, name: reading.cut(stored[view.tensor], tensor.dtype, view)}
+    plain, prepare = factors, METHODS[term.method].prepare
     if prepare is not None:
         factors = prepare(lambda: _all_rows(operation, inputs, before, term), factors, term.scale)
-        absolute = ((i, np.abs(w)) for i, w in _all_rows(operation, inputs, before, term))
-        sizes = prepare(lambda: absolute, sizes, abs(term.scale))
-    return Loaded(term, factors, sizes)
+
+    def sizes() -> Factors:
+        absolute = {name: np.abs(values) for name, values in plain.items()}
+        if prepare is None:
+            return absolute
+        rows = ((i, np.abs(w)) for i, w in _all_rows(operation, inputs, before, term))
+        return prepare(lambda: rows, absolute, abs(term.scale))
+
+    return Loaded(term, factors, functools.cache(sizes))
 
 
 def _all_rows(
@@ -85,8 +112,7 @@ def _all_rows(
 ) -> Iterator[tuple[slice, Floats]]:
     """All rows that a term changes, as the terms before it leave them."""
     for block in blocks(term.start, term.stop, operation.cols):
-        rows = _expect(operation, before, inputs, block).exact
-        yield slice(block.start - term.start, block.stop - term.start), rows
+        yield slice(block.start - term.start, block.stop - term.start), _exact(operation, before, inputs, block)
 
 
 def blocks(start: int, stop: int, cols: int) -> Iterator[slice]:
@@ -102,22 +128,42 @@ def source_bytes(operation: Operation, inputs: Inputs, rows: slice) -> Bytes:
     return reading.raw(inputs.folder(operation), tensor, (first + rows.start) * width, (first + rows.stop) * width)
 
 
-def _expect(operation: Operation, loaded: tuple[Loaded, ...], inputs: Inputs, rows: slice) -> Expected:
+def _source(operation: Operation, inputs: Inputs, rows: slice) -> Floats:
+    data = source_bytes(operation, inputs, rows)
+    return reading.floats(data, operation.source.tensor.dtype).reshape(-1, operation.cols)
+
+
+def _exact(operation: Operation, terms: Iterable[Loaded], inputs: Inputs, rows: slice) -> Floats:
     """The exact values of rows of the output tensor, before they are rounded to its dtype."""
-    dtype = operation.source.tensor.dtype
-    source = reading.floats(source_bytes(operation, inputs, rows), dtype).reshape(-1, operation.cols)
-    unit = FORMATS["F64"].unit if "F64" in (dtype, operation.dtype) else FLOAT32_UNIT
-    exact, error, update = source.copy(), np.zeros_like(source), np.zeros_like(source)
-    for item in loaded:
+    exact = _source(operation, inputs, rows)
+    for item, here, of_term in _meeting(terms, rows):
+        exact[here] = _apply(item, exact[here], of_term)
+    return exact
+
+
+def _meeting(terms: Iterable[Loaded], rows: slice) -> Iterator[tuple[Loaded, slice, slice]]:
+    """The terms that change some of the rows: where in the rows, and where counted from the term's first row."""
+    for item in terms:
         first, last = max(rows.start, item.term.start), min(rows.stop, item.term.stop)
-        if first >= last:
-            continue
-        here = slice(first - rows.start, last - rows.start)
-        of_term = slice(first - item.term.start, last - item.term.start)
-        formula = METHODS[item.term.method].rows
-        assert formula is not None
-        after = formula(exact[here].copy(), item.factors, item.term.scale, of_term)
-        step = Step(item.term, item.factors, item.sizes, exact[here], after, of_term)
+        if first < last:
+            here = slice(first - rows.start, last - rows.start)
+            yield item, here, slice(first - item.term.start, last - item.term.start)
+
+
+def _apply(item: Loaded, w: Floats, rows: slice) -> Floats:
+    formula = METHODS[item.term.method].rows
+    assert formula is not None
+    return formula(w, item.factors, item.term.scale, rows)
+
+
+def expect(operation: Operation, terms: Iterable[Loaded], inputs: Inputs, rows: slice) -> Expected:
+    """The exact values of rows, and by how much float32 may miss them."""
+    source = _source(operation, inputs, rows)
+    unit = FORMATS["F64"].unit if "F64" in (operation.source.tensor.dtype, operation.dtype) else FLOAT32_UNIT
+    exact, error, update = source.copy(), np.zeros_like(source), np.zeros_like(source)
+    for item, here, of_term in _meeting(terms, rows):
+        after = _apply(item, exact[here].copy(), of_term)
+        step = Step(item.term, item.factors, item.sizes(), exact[here], after, of_term)
         limits = bound(step, error[here], unit)
         exact[here], error[here] = after, limits.error
         update[here] += limits.update

@@ -96,18 +96,23 @@ def feeds(model: Any, texts: Iterable[Ids], new_texts: Iterable[Ids]) -> list[Fe
     Raises:
         SutureError: the model takes something else.
     """
-    main = str(model.main_input_name)
     decodes = bool(getattr(model.config, "is_encoder_decoder", False))
-    if main == "input_ids" or (not decodes and "input_ids" in _parameters(model)):
-        return [Feed(_text(model, t, decodes), new=False) for t in texts] + [
-            Feed(_text(model, t, decodes), new=True) for t in new_texts
-        ]
+    marked = [*((ids, False) for ids in texts), *((ids, True) for ids in new_texts)]
+    if _reads_text(model):
+        return [Feed(_text(model, ids, decodes), new) for ids, new in marked]
+    main = str(model.main_input_name)
     signal = {main: _signal(model, main)}
-    if not decodes:
-        return [Feed(signal)]
-    return [Feed({**signal, **_decoder(model, t)}, new=False) for t in texts] + [
-        Feed({**signal, **_decoder(model, t)}, new=True) for t in new_texts
-    ]
+    return [Feed({**signal, **_decoder(model, ids)}, new) for ids, new in marked] if decodes else [Feed(signal)]
+
+
+def leaves_out_signals(model: Any) -> bool:
+    """True for a model of text and pictures or sounds, of which only the text is run."""
+    return _reads_text(model) and any(name in _parameters(model) for name in ("pixel_values", "input_features"))
+
+
+def _reads_text(model: Any) -> bool:
+    decodes = bool(getattr(model.config, "is_encoder_decoder", False))
+    return str(model.main_input_name) == "input_ids" or (not decodes and "input_ids" in _parameters(model))
 
 
 def _parameters(model: Any) -> Iterable[str]:
@@ -138,7 +143,7 @@ def _signal_shape(config: Any, name: str) -> tuple[int, ...]:
         size = getattr(config, "image_size", None) or config.vision_config.image_size
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
         frames = (config.num_frames,) if getattr(config, "num_frames", None) else ()
-        return (2, *frames, getattr(config, "num_channels", 3), height, width)
+        return (8, *frames, getattr(config, "num_channels", 3), height, width)
     if name == "input_features":
         return (1, config.num_mel_bins, 2 * config.max_source_positions)
     if name == "input_values":

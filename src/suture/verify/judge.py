@@ -18,6 +18,7 @@ source and file. Such values are counted and told. They are wrong in a merge tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,8 @@ import numpy as np
 
 from suture.values import Operation, TensorInfo, TensorVerdict
 from suture.verify import looks, reading
-from suture.verify.expect import Expected, Inputs, source_bytes, walk
-from suture.verify.reading import Floats
+from suture.verify.expect import Block, Expected, Inputs, expect, source_bytes, walk
+from suture.verify.reading import Bytes, Floats
 from suture.verify.rounding import FORMATS, Mask, agrees
 
 
@@ -45,7 +46,8 @@ class Subject:
 class Tally:
     """What was counted.
 
-    `max_error` is the largest |stored − exact|; `same`: no byte differs from the source's; `moves`: some value should.
+    `max_error` is the largest |stored − exact|; `same`: no byte differs from the source's; `moves`: then, some should;
+    `n_bytes` of the file were looked at.
     """
 
     n_checked: int = 0
@@ -83,50 +85,70 @@ def compare_bytes(subject: Subject, *, full: bool) -> Tally:
         stored = reading.raw(subject.folder, subject.found, piece.start, piece.stop)
         wanted = reading.raw(folder, source, skip + piece.start, skip + piece.stop)
         n_wrong = 0 if np.array_equal(stored, wanted) else int(np.count_nonzero(stored != wanted))
-        tally += Tally(len(stored), n_wrong, same=n_wrong == 0, n_bytes=2 * len(stored))
+        tally += Tally(len(stored), n_wrong, same=n_wrong == 0, n_bytes=len(stored))
     return tally
 
 
 def compare_values(subject: Subject, *, full: bool, strict: bool) -> Tally:
     """Values that no allowed rounding explains."""
+    operation = subject.operation
+    tally = Tally()
     with np.errstate(all="ignore"):
-        tally = Tally()
-        for _, stored, expected, same in seen(subject, full=full):
-            tally += _count(subject, stored, expected, strict=strict, same=same)
+        for block in walk(operation, subject.inputs, looks.rows(operation, full=full)):
+            tally += _count(subject, block, strict=strict, still_same=tally.same)
     return tally
 
 
-def seen(subject: Subject, *, full: bool) -> Iterator[tuple[slice, Floats, Expected, bool]]:
-    """Rows, what is stored and what is expected there, and whether the bytes are those of the source."""
-    operation, found = subject.operation, subject.found
-    for rows, expected in walk(operation, subject.inputs, looks.rows(operation, full=full)):
-        width = operation.cols * reading.BITS[found.dtype] // 8
-        data = reading.raw(subject.folder, found, rows.start * width, rows.stop * width)
-        same = found.dtype == operation.source.tensor.dtype and np.array_equal(
-            data, source_bytes(operation, subject.inputs, rows)
-        )
-        yield rows, reading.floats(data, found.dtype).reshape(-1, operation.cols), expected, same
+def stored_bytes(subject: Subject, rows: slice) -> Bytes:
+    """Rows of the tensor in the folder, as they are stored."""
+    width = subject.operation.cols * reading.BITS[subject.found.dtype] // 8
+    return reading.raw(subject.folder, subject.found, rows.start * width, rows.stop * width)
 
 
-def _count(subject: Subject, stored: Floats, expected: Expected, *, strict: bool, same: bool) -> Tally:
-    right = agrees(stored, expected.exact, expected.error, FORMATS[subject.found.dtype])
-    n_wrong = right.size - int(np.count_nonzero(right))
-    n_twice = 0
-    if n_wrong and not strict:
-        n_twice = int(np.count_nonzero(~right & passes(subject, stored, expected)))
-    distance = np.abs(stored - expected.exact)
-    finite = distance[np.isfinite(distance)]
+def _count(subject: Subject, block: Block, *, strict: bool, still_same: bool) -> Tally:
+    """Count a block. The bounds are computed only for rows in which a value is not the rounding of the exact one."""
+    operation, fmt = subject.operation, FORMATS[subject.found.dtype]
+    data = stored_bytes(subject, block.rows)
+    stored = reading.floats(data, subject.found.dtype).reshape(-1, operation.cols)
+    distance = stored - block.exact
+    np.abs(distance, out=distance)
+    doubtful = ~(distance <= fmt.half_ulp(np.abs(block.exact))).all(axis=1)
+    n_wrong = n_twice = 0
+    for rows in _runs(doubtful, block.rows.start):
+        expected = expect(operation, block.terms, subject.inputs, rows)
+        here = stored[rows.start - block.rows.start : rows.stop - block.rows.start]
+        wrong = ~agrees(here, expected.exact, expected.error, fmt)
+        passed = wrong & passes(subject, here, expected) if wrong.any() and not strict else np.zeros_like(wrong)
+        n_twice += int(np.count_nonzero(passed))
+        n_wrong += int(np.count_nonzero(wrong & ~passed))
+    same = still_same and subject.found.dtype == operation.source.tensor.dtype
+    same = same and np.array_equal(data, source_bytes(operation, subject.inputs, block.rows))
     return Tally(
-        n_checked=right.size,
-        n_wrong=n_wrong - n_twice,
+        n_checked=stored.size,
+        n_wrong=n_wrong,
         n_twice=n_twice,
-        max_error=float(finite.max(initial=0.0)),
+        max_error=_largest(distance),
         same=same,
-        moves=not np.array_equal(expected.exact, expected.source),
-        n_bytes=right.size
-        * (reading.BITS[subject.found.dtype] + reading.BITS[subject.operation.source.tensor.dtype])
-        // 8,
+        moves=same and bool((distance > 0).any()),
+        n_bytes=len(data),
     )
+
+
+def _largest(distance: Floats) -> float:
+    """The largest finite value."""
+    largest = float(distance.max(initial=0.0))
+    return largest if math.isfinite(largest) else float(distance[np.isfinite(distance)].max(initial=0.0))
+
+
+def _runs(rows: Mask, first: int) -> Iterator[slice]:
+    """The marked rows as ranges, counted from `first`; all of them as one range where many are marked."""
+    marked = np.flatnonzero(rows)
+    if len(marked) * 4 > len(rows):
+        yield slice(first, first + len(rows))
+        return
+    for run in np.split(marked, np.flatnonzero(np.diff(marked) > 1) + 1):
+        if len(run):
+            yield slice(first + int(run[0]), first + int(run[-1]) + 1)
 
 
 def passes(subject: Subject, stored: Floats, expected: Expected) -> Mask:

@@ -93,8 +93,15 @@ def _unmerged(
         found.append(witness.run(tuned, feed.arguments))
         with tuned.disable_adapter():
             to_base += divergence(found[-1], witness.run(tuned, feed.arguments))
-    told = version if tokenizer is not None or vocabulary.rows == 0 else f"{version}, on random tokens: no tokenizer"
-    return _Unmerged(tuple(todo), tuple(found), to_base, Loaded(None, base.missing, base.unexpected), told)
+    bare = Loaded(None, base.missing, base.unexpected)
+    return _Unmerged(tuple(todo), tuple(found), to_base, bare, _told(version, base.model, tokenizer))
+
+
+def _told(version: str, model: Any, tokenizer: Any | None) -> str:
+    """The witness, and what the prompts leave out."""
+    reads_text = witness.table_rows(model) > 0
+    told = [version, *(["random tokens for want of a tokenizer"] if reads_text and tokenizer is None else [])]
+    return ", ".join([*told, *(["text alone"] if feeding.leaves_out_signals(model) else [])])
 
 
 def _feeds(model: Any, tokenizer: Any | None, vocabulary: Vocabulary, settings: LogitsSettings) -> list[Feed]:
@@ -183,10 +190,10 @@ def logits_check(report: LogitsReport, stored_dtype: str) -> Check:
     In float32, merged and unmerged differ by the order of sums only: a mean KL of 1e-6 nats and the same top token
     everywhere. A 16-bit file has the changed weights rounded to p bits, an error of about 0.4 · 2⁻ᵖ of a weight in the
     mean square. After L layers with two such matrices in a row, a logit of size σ has moved by 0.4 · 2⁻ᵖ · √(2L) · σ,
-    and KL is half the variance of that: 3e-4 for bfloat16 (p = 8), 48 layers and σ = 1.6; 5e-6 for float16 (p = 11). The
-    limits are thirty to forty times as much, for models that amplify errors. As such a bound alone would pass a small
-    update that is missing, the merged model must also be no farther from base + adapter than half the way to the base,
-    unless the way itself is within the limit.
+    and KL is half the variance of that: 3e-4 for bfloat16 (p = 8), 48 layers and σ = 1.6; 5e-6 for float16 (p = 11).
+    The limits are thirty to forty times as much, for models that amplify errors. As such a bound alone would pass a
+    small update that is missing, the merged model must also be no farther from base + adapter than half the way to the
+    base, unless the way itself is within the limit.
     """
     precise = report.dtype in ("float32", "float64")
     limit = MAX_MEAN_KL[stored_dtype] if precise else MAX_MEAN_KL["BF16"]
@@ -201,8 +208,6 @@ def logits_check(report: LogitsReport, stored_dtype: str) -> Check:
     if exact and report.top1_agreement != 1.0:
         told.append(f"the most likely token is another at {1 - report.top1_agreement:.2%} of the positions")
     if report.kl_to_base > limit and not report.mean_kl <= report.kl_to_base / 2:
-        told.append(f"the merged model is not nearer to base + adapter than the base is ({report.kl_to_base:.2g} nats)")
-    detail = (
-        "; ".join(told) or f"mean KL {report.mean_kl:.2g} nats, {report.kl_to_base:.2g} to the base ({report.witness})"
-    )
-    return Check("logits", not told, report.n_positions, detail)
+        told.append(f"not clearly nearer to base + adapter than the base is ({report.kl_to_base:.2g} nats)")
+    right = f"mean KL {report.mean_kl:.2g} nats; {report.kl_to_base:.2g} to the bare base ({report.witness})"
+    return Check("logits", not told, report.n_positions, "; ".join(told) or right)

@@ -39,9 +39,8 @@ def _terms(operation: Operation) -> Iterable[int]:
 
 
 def _of_term(name: str, number: int, term: Term, size: int) -> Iterable[slice]:
-    for look in range(2):
-        at = term.start + draw(f"{name}/{number}", look, term.stop - term.start)
-        yield slice(at, min(at + size, term.stop))
+    at = term.start + draw(f"{name}/{number}", 0, term.stop - term.start)
+    yield slice(at, min(at + size, term.stop))
     changed = term.rows_changed
     for k in sorted({0, len(changed) - 1, draw(name, number, len(changed))}) if changed else ():
         yield slice(term.start + changed[k], term.start + changed[k] + 1)

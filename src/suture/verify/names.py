@@ -1,12 +1,14 @@
 """Tensors of a folder matched with those of a plan: missing ones, extra ones, and the forms that are the same model.
 
 A merge saved by Transformers may name all tensors with one more or one less leading path, may leave out a member of a
-tied pair, and may store one tensor under two tied names. Each is accepted where it is the same model, and told.
+tied pair or a table that it computes, and may store one tensor under two tied names. Each is accepted where it is the
+same model, and told.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,9 @@ from suture.verify.expect import Inputs
 from suture.verify.judge import Subject
 
 _MAY_BE_TIED = re.compile(r"(embed|lm_head|wte|shared|proj_out|predictions|output)[\w.]*\.(weight|bias)$")
+_BUFFER = re.compile(r"(rotary_emb\.inv_freq|masked_bias|position_ids)$")
+_MASKS = (".attn.bias", ".attention.bias")
+PREFIX_TRIES = 20  # missing names that a leading path is looked for with
 SHOWN = 3
 
 
@@ -43,6 +48,7 @@ def match(plan: Plan, inputs: Inputs, folder: Path, tensors: Mapping[str, Tensor
         wrong = [_missing(name, "") for name in missing]
     extra = sorted(found.keys() - planned.keys())
     strangers = extra if strict else [name for name in extra if not _is_duplicate(folder, found, name, told)]
+    told = [*told[:SHOWN], *([f"… and {len(told) - SHOWN} more such"] if len(told) > SHOWN else [])]
     if wrong:
         told.append(f"{len(wrong)} missing: {_some([w.tensor for w in wrong])}")
     if strangers:
@@ -64,14 +70,12 @@ def _with_planned_prefix(
 ) -> dict[str, TensorInfo]:
     """The folder's tensors by the plan's names, if one leading path more or less explains the difference."""
     missing, extra = sorted(planned.keys() - tensors.keys()), sorted(tensors.keys() - planned.keys())
-    if not missing or not extra:
-        return dict(tensors)
-    prefixes = {n[: -len(m)] for m in missing[:1] for n in extra if n.endswith(f".{m}")}
-    dropped = {m[: -len(n)] for m in missing[:1] for n in extra if m.endswith(f".{n}")}
-    for prefix in sorted(prefixes | dropped):
-        new = {(n.removeprefix(prefix) if prefix in prefixes else prefix + n) if n in extra else n: n for n in tensors}
+    added = Counter(n[: -len(m)] for m in missing[:PREFIX_TRIES] for n in extra if n.endswith(f".{m}"))
+    dropped = Counter(m[: -len(n)] for m in missing[:PREFIX_TRIES] for n in extra if m.endswith(f".{n}"))
+    for prefix, _ in (added + dropped).most_common(1):
+        new = {(n.removeprefix(prefix) if prefix in added else prefix + n) if n in extra else n: n for n in tensors}
         if len(new) == len(tensors) and len(planned.keys() - new.keys()) < len(missing):
-            told.append(f"names {'with' if prefix in prefixes else 'without'} the leading {prefix}")
+            told.append(f"names {'with' if prefix in added else 'without'} the leading {prefix}")
             return {name: tensors[old] for name, old in new.items()}
     return dict(tensors)
 
@@ -86,13 +90,23 @@ def _not_tied(
         operation = next(op for op in plan.operations if op.tensor == name)
         partners = [op for op in plan.operations if op.tensor in found and _may_be_tied(operation, op)]
         good = [p for p in partners if _holds(Subject(operation, inputs, folder, found[p.tensor]))]
-        if _may_tie(config) and good:
+        if _is_buffer(operation):
+            told.append(f"{name} is left out: Transformers computes it")
+        elif _may_tie(config) and good:
             told.append(f"{name} is left out: a loader ties it to {good[0].tensor}, which is equal")
         elif _may_tie(config) and partners:
             wrong.append(_missing(name, f"a loader ties it to {partners[0].tensor}, which holds something else"))
         else:
             wrong.append(_missing(name, ""))
     return wrong
+
+
+def _is_buffer(operation: Operation) -> bool:
+    """True for tables that old checkpoints hold and Transformers computes: masks, positions, rotary frequencies."""
+    name = operation.tensor
+    return operation.is_copy and (
+        _BUFFER.search(name) is not None or (name.endswith(_MASKS) and len(operation.shape) == 4)
+    )
 
 
 def _may_be_tied(one: Operation, other: Operation) -> bool:

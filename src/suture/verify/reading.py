@@ -1,4 +1,4 @@
-"""The verifier's own way to the bytes: headers parsed here, values through memory maps, everything as float64.
+"""The verifier's own way to the bytes: headers parsed here, bytes read here, values as float64.
 
 It shares no code with the reader that the merge uses, so that one mistake cannot hide in both.
 """
@@ -154,23 +154,24 @@ def _tensor(file: str, name: str, entry: object, begin: int) -> TensorInfo:
 
 
 def raw(folder: Path, tensor: TensorInfo, start: int, stop: int) -> Bytes:
-    """Bytes start:stop of a tensor, mapped into memory for as long as the result lives.
+    """Bytes start:stop of a tensor.
 
     Raises:
         InputError: the file is gone or too short.
     """
-    if start == stop:
-        return np.empty(0, np.uint8)
     path = folder / tensor.file
     try:
-        return np.memmap(path, np.uint8, "r", offset=tensor.begin + start, shape=(stop - start,))
-    except (OSError, ValueError) as error:
+        data = np.fromfile(path, np.uint8, stop - start, offset=tensor.begin + start)
+    except OSError as error:
+        raise InputError(f"{tensor.name} cannot be read: {error.strerror}", where=str(path)) from error
+    if len(data) != stop - start:
         raise InputError(
-            f"bytes {start}:{stop} of {tensor.name} cannot be read ({error})",
+            f"{tensor.name} is cut short at byte {tensor.begin + start + len(data)}",
             where=str(path),
             expected=f"a file of at least {tensor.end} bytes, as its header says",
             do="Get the file again.",
-        ) from error
+        )
+    return data
 
 
 def floats(data: Bytes, dtype: str) -> Floats:
@@ -198,12 +199,11 @@ def _widen(stored: npt.NDArray[Any], dtype: str) -> Floats:
     return stored.astype(np.float64)
 
 
-def factor(folder: Path, tensors: Mapping[str, TensorInfo], view: View) -> Floats:
-    """The matrix or vector that a view cuts out of an adapter's tensor; only the cut is widened."""
-    tensor = tensors[view.tensor]
-    stored = raw(folder, tensor, 0, tensor.n_bytes).view(_storage(tensor.dtype)).reshape(view.shape)
-    cut = stored[tuple(i if isinstance(i, int) else slice(*i) for i in view.index)]
-    return _widen(np.ascontiguousarray(cut.T if view.transpose else cut), tensor.dtype)
+def cut(data: Bytes, dtype: str, view: View) -> Floats:
+    """The matrix or vector that a view cuts out of an adapter's tensor, given its bytes; only the cut is widened."""
+    stored = data.view(_storage(dtype)).reshape(view.shape)
+    part = stored[tuple(i if isinstance(i, int) else slice(*i) for i in view.index)]
+    return _widen(np.ascontiguousarray(part.T if view.transpose else part), dtype)
 
 
 def same_bytes(folder: Path, one: TensorInfo, other: TensorInfo) -> bool:

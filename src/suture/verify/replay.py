@@ -23,7 +23,7 @@ def replay(
 
     Args:
         full: every row and byte; else a sample of every tensor, drawn from its name.
-        progress: called with the number of bytes compared since the last call.
+        progress: called with the bytes of each tensor when it is done.
 
     Raises:
         InputError: the folder, or an input, cannot be read.

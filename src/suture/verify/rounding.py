@@ -37,7 +37,10 @@ class Format:
     def half_ulp(self, size: Floats) -> Floats:
         """Half the distance of neighbours at each `size` ≥ 0: what one rounding to nearest may move a value by."""
         power = (size.view(np.uint64) & _EXPONENT).view(np.float64)
-        return np.clip(power, 2.0**self.emin, 2.0**self.emax) * self.unit
+        np.maximum(power, 2.0**self.emin, out=power)
+        np.minimum(power, 2.0**self.emax, out=power)
+        power *= self.unit
+        return power
 
 
 FORMATS: Mapping[str, Format] = {

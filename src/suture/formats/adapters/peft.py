@@ -8,8 +8,8 @@ from typing import Any
 
 from suture.errors import FormatError, InputError, PickleRefused
 from suture.formats import hub, pickles
-from suture.formats.files import inside
-from suture.formats.jsonfile import quoted, read_json_object
+from suture.formats.files import inside, quoted
+from suture.formats.jsonfile import read_json_object
 from suture.formats.listing import ADAPTER_CONFIG, file_names, side_files
 from suture.formats.safetensors import read_header
 from suture.values import Adapter
@@ -75,7 +75,7 @@ def read_adapter(
 
 def _choose(root: Path, name: str | None) -> tuple[Path, str]:
     """The adapter's folder and name: the folder itself, or the one place below it that has a config."""
-    if name is None and (root / ADAPTER_CONFIG).exists():
+    if name is None and ADAPTER_CONFIG in file_names(root):
         return root, "default"
     found = _adapters(root)
     if name is not None and name not in found:
@@ -97,9 +97,9 @@ def _adapters(root: Path) -> dict[str, Path]:
     for folder in _subfolders(root):
         deeper = _subfolders(folder) if _CHECKPOINT.fullmatch(folder.name) else []
         for place in [folder, *deeper]:
-            if (place / ADAPTER_CONFIG).exists():
+            if ADAPTER_CONFIG in file_names(place):
                 found[place.relative_to(root).as_posix()] = place
-    if (root / ADAPTER_CONFIG).exists():
+    if ADAPTER_CONFIG in file_names(root):
         found["default"] = root
     return found
 

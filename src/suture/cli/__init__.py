@@ -1,0 +1,1 @@
+"""The command `suture`: one command, one file; each calls one function of the library and shows what it returns."""

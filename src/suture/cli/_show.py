@@ -1,0 +1,237 @@
+"""What commands show to people. Names come from files, so all text goes through `_output.safe`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from suture.cli._output import counted, line, size, styled
+from suture.values import Finding, LogitsReport, Plan, TensorVerdict, Verdict
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from suture.cli.merge import Merged
+    from suture.inspection import AdapterFacts, BaseFacts, Inspection, Trainable
+    from suture.pages import Page
+
+COLOURS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
+SHOWN = 5  # findings of one rule, or wrong tensors, before the rest is only counted
+MEMORY = "60 to 100 MiB, whatever the size of the model"
+
+
+def findings(out: Console, found: Sequence[Finding], *, ignored: Collection[str] = ()) -> None:
+    """Findings by rule, most severe first, and how many there are."""
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for finding in found:
+        groups.setdefault((finding.severity, finding.code), []).append(finding)
+    for (severity, code), members in groups.items():
+        note = "  (ignored)" if code in ignored and severity == "error" else ""
+        number = f"  ({len(members)})" if len(members) > 1 else ""
+        line(out, styled(severity, COLOURS[severity]), " ", styled(code, "bold"), f" {members[0].name}{number}{note}")
+        for finding in members[:SHOWN]:
+            _finding(out, finding)
+        if len(members) > SHOWN:
+            line(out, styled(f"  … and {len(members) - SHOWN} more of {code}; --json lists all of them", "dim"))
+        line(out)
+    errors = [f for f in found if f.severity == "error" and f.code not in ignored]
+    warnings = [f for f in found if f.severity == "warning"]
+    summary = f"{counted(len(errors), 'error')}, {counted(len(warnings), 'warning')}"
+    line(out, styled(summary, "bold red" if errors else "bold green"))
+    if errors:
+        line(out, styled(f"`suture explain {errors[0].code}` tells more.", "dim"))
+
+
+def _finding(out: Console, finding: Finding) -> None:
+    rows = (("at", finding.where), ("found", finding.found), ("expected", finding.expected), ("do", finding.do))
+    for label, text in rows:
+        if text:
+            first, *rest = text.split("\n")
+            line(out, styled(f"  {label:9}", "dim"), first)
+            for more in rest:
+                line(out, f"  {'':9}  {more.strip()}")
+
+
+def inspection(out: Console, found: Inspection) -> None:
+    """A base model and an adapter."""
+    _base(out, found.base)
+    if found.adapter is not None:
+        line(out)
+        _adapter(out, found.adapter)
+
+
+def _base(out: Console, base: BaseFacts) -> None:
+    line(out, styled("base ", "bold"), str(base.folder))
+    stored = f"{size(base.n_bytes)} in {counted(base.n_files, 'file')}, {counted(base.n_tensors, 'tensor')}"
+    rows = [
+        ("class", f"{base.model_class} (known from {base.source})"),
+        ("parameters", f"{base.n_params:,}" + (", tied ones counted once" if base.ties else "")),
+        ("stored", stored if base.n_tensors else "no weights here"),
+        ("types", ", ".join(f"{dtype} {n:,}" for dtype, n in base.dtypes.items())),
+        ("vocabulary", f"{base.vocabulary_rows:,} rows" if base.vocabulary_rows else ""),
+        *(("tied", _tie(tie.members, tie.why)) for tie in base.ties),
+        ("unknown", f"{counted(len(base.unknown), 'tensor')} that the class does not have" if base.unknown else ""),
+    ]
+    _rows(out, rows)
+
+
+def _tie(members: Iterable[str], why: str) -> str:
+    return " = ".join(members) + (f" (cannot be kept apart: {why})" if why else "")
+
+
+def _adapter(out: Console, adapter: AdapterFacts) -> None:
+    line(out, styled("adapter ", "bold"), f"{adapter.folder} ({adapter.name})")
+    stored = f"{size(adapter.n_bytes)}, {counted(adapter.n_tensors, 'tensor')}"
+    rows = [
+        ("method", adapter.method),
+        ("trained on", adapter.base_named or ""),
+        ("rank", _histogram(adapter.ranks)),
+        ("scale", _histogram(adapter.scales)),
+        ("modules", ", ".join(f"{name} × {n}" for name, n in adapter.targets.items())),
+        ("in full", ", ".join(adapter.saved)),
+        ("stored", stored if adapter.n_tensors else "no weights here"),
+        ("types", ", ".join(f"{dtype} {n:,}" for dtype, n in adapter.dtypes.items())),
+    ]
+    _rows(out, rows)
+    for label, trainable in (("by config", adapter.expected), ("in the file", adapter.in_file)):
+        if trainable is not None:
+            _trainable(out, label, trainable)
+
+
+def _histogram(counts: Mapping[str, int]) -> str:
+    """One value as it is; several with the number of modules that have it."""
+    if len(counts) == 1:
+        return next(iter(counts))
+    return ", ".join(f"{value} ({counted(n, 'module')})" for value, n in counts.items())
+
+
+def _trainable(out: Console, label: str, found: Trainable) -> None:
+    total = f"{found.n_trainable:,} trainable of {found.n_total:,} ({found.percent:.2f} %)"
+    line(out, styled(f"  {label:12}", "dim"), styled(total, "bold"))
+    for group, n in found.groups.items():
+        line(out, f"  {'':12}  {group}: {n:,}")
+
+
+def plan(out: Console, todo: Plan) -> None:
+    """Decisions, operations, bytes, and what a merge needs."""
+    from suture.plan.codec import plan_id
+
+    growth(out, todo)
+    for note in todo.notes:
+        line(out, "• ", note)
+    line(out, styled(f"  {'operation':12}{'tensors':>9}{'bytes':>20}", "dim"))
+    counts, sizes = Counter(op.why for op in todo.operations), Counter[str]()
+    for op in todo.operations:
+        sizes[op.why] += op.end - op.begin
+    for why, n in sorted(counts.items()):
+        line(out, f"  {why:12}{n:>9,}{sizes[why]:>20,}")
+    line(out)
+    rows = [
+        ("reads", size(todo.n_bytes_read)),
+        ("writes", f"{size(todo.n_bytes_written)} in {counted(len(todo.files), 'weight file')}"),
+        ("beside them", _side_files(todo)),
+        ("disk", f"{size(todo.n_bytes_written)} free, and the small files beside them"),
+        ("memory", MEMORY),
+        ("plan", plan_id(todo)),
+    ]
+    _rows(out, rows)
+
+
+def _side_files(todo: Plan) -> str:
+    """The other files of the output, and where each comes from."""
+    origins = dict.fromkeys(todo.texts, "generated") | {f.name: f.origin for f in todo.side_files}
+    return ", ".join(f"{name} ({origin})" for name, origin in sorted(origins.items()))
+
+
+def growth(out: Console, todo: Plan) -> None:
+    """Tied parameters that come apart, and by how much the model grows."""
+    added = {op.tensor: op.end - op.begin for op in todo.operations if op.why == "untie"}
+    for members in todo.untied:
+        n_bytes = sum(added.get(m, 0) for m in members)
+        names = " and ".join(members)
+        line(out, styled("untied ", "yellow"), f"{names} get a tensor each: the model grows by {size(n_bytes)}")
+
+
+def merged(out: Console, found: Merged) -> None:
+    """What a merge did."""
+    operations = found.plan.operations
+    n = Counter(op.why for op in operations)
+    changed = sum(bool(op.terms) or op.source.origin == "adapter" for op in operations)
+    done = [f"{counted(changed, 'tensor')} changed", f"{n['copy']:,} copied"]
+    done += [f"{n['cast']:,} cast"] if n["cast"] else []
+    done += [f"{n['untie']:,} untied"] if n["untie"] else []
+    line(out, styled("merged ", "bold green"), f"{found.out}: {', '.join(done)}")
+    for note in found.receipt.notes:
+        line(out, "• ", note)
+    how = "every row recomputed" if found.full_verify else "a sample of every tensor recomputed"
+    speed = size(found.plan.n_bytes_written / found.seconds) if found.seconds else "?"
+    rows = [
+        ("verified", f"{how}, before the folder appeared"),
+        ("receipt", str(found.out / "suture_receipt.json")),
+        ("wrote", f"{size(found.plan.n_bytes_written)} in {found.seconds:.1f} s ({speed}/s, verification included)"),
+    ]
+    _rows(out, rows)
+    if found.verdict is not None:
+        verdict(out, found.verdict)
+
+
+def verdict(out: Console, found: Verdict) -> None:
+    """Checks with ticks and crosses, wrong tensors, logits."""
+    for check in found.checks:
+        tick = styled("✓", "bold green") if check.ok else styled("✗", "bold red")
+        line(out, tick, f" {check.name}: {check.n_checked:,} checked", f"; {check.detail}" if check.detail else "")
+    if found.wrong:
+        _wrong(out, found.wrong)
+    if found.logits is not None:
+        _logits(out, found.logits)
+    word = styled("verified", "bold green") if found.ok else styled("not verified", "bold red")
+    line(out, word)
+
+
+def _wrong(out: Console, tensors: Sequence[TensorVerdict]) -> None:
+    """Wrong tensors: how, how much, and why, as far as it can be told."""
+    for t in tensors[: 2 * SHOWN]:
+        facts = [t.status, f"{t.n_wrong:,} of {t.n_checked:,} wrong"]
+        facts += [f"largest error {t.max_error:.3g}"] if t.max_error else []
+        facts += [f"{t.applied:.3f} of the update applied"] if t.applied is not None else []
+        line(out, styled("✗", "bold red"), " ", styled(t.tensor, "bold"), ": ", ", ".join(facts))
+        if t.detail:
+            line(out, "    ", t.detail)
+    if len(tensors) > 2 * SHOWN:
+        line(out, styled(f"… and {len(tensors) - 2 * SHOWN:,} more; --json lists all of them", "dim"))
+
+
+def _logits(out: Console, found: LogitsReport) -> None:
+    new = found.new_token_mean_kl
+    rows = [
+        ("logits", f"merged against base + adapter ({found.witness}, {found.dtype}), {found.n_positions:,} positions"),
+        ("KL", f"{found.mean_kl:.3g} nats on average, {found.max_kl:.3g} at most"),
+        ("top 1", f"{found.top1_agreement:.2%} equal; largest difference of a logit {found.max_abs_diff:.3g}"),
+        ("the adapter", f"is {found.kl_to_base:.3g} nats away from the bare base"),
+        ("new tokens", "" if new is None else f"{new:.3g} nats on average"),
+    ]
+    _rows(out, rows)
+
+
+def page(out: Console, page: str) -> None:
+    """A Markdown page: rendered on a terminal, as it is elsewhere."""
+    from rich.markdown import Markdown
+
+    if out.is_terminal:
+        out.print(Markdown(page))
+    else:
+        line(out, page.rstrip("\n"))
+
+
+def index(out: Console, pages: Sequence[Page]) -> None:
+    """The list of all pages."""
+    for entry in pages:
+        line(out, styled(f"{entry.code:18}", "bold"), entry.title)
+
+
+def _rows(out: Console, rows: Iterable[tuple[str, str]]) -> None:
+    """Labelled lines; those without text are left out."""
+    for label, text in rows:
+        if text:
+            line(out, styled(f"  {label:12}", "dim"), text)

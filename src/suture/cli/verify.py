@@ -1,0 +1,35 @@
+"""suture verify BASE ADAPTER MERGED"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from suture.cli import _progress, _show
+from suture.cli._command import Answer
+from suture.cli._options import Choices, Forward, MergedArgument, Pair, Sources
+
+Full = Annotated[bool, typer.Option("--full", help="Recompute every row, instead of a sample of every tensor.")]
+
+
+def verify(
+    pair: Pair, merged: MergedArgument, sources: Sources, choices: Choices, forward: Forward, *, full: Full = False
+) -> Answer:
+    """Prove that MERGED is what BASE + ADAPTER gives, whatever tool merged it. Exit code 3: it is not."""
+    reading, options, settings = sources.reading(), choices.options(), forward.settings()
+    from suture import pipeline
+
+    with _progress.shown() as progress:
+        verdict = pipeline.verify(
+            pair.base,
+            pair.adapter,
+            merged,
+            options=options,
+            reading=reading,
+            full=full,
+            logits=settings,
+            progress=progress,
+        )
+    return Answer(verdict, partial(_show.verdict, found=verdict), exit_code=0 if verdict.ok else 3)

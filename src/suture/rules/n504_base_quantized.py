@@ -1,0 +1,74 @@
+"""# N504 base-quantized
+
+## What it finds
+A base model whose weights are quantised: its config has a `quantization_config`, or an update meets a tensor that is
+not in BF16, F16, F32 or F64.
+
+## Why it matters
+A quantised tensor holds codes, and their scales lie in other tensors. Adding an update to the codes gives rubbish.
+Doing it properly means to choose: merge onto the 16-bit original, or onto what the codes stand for; and the result of
+either loses most of a small update if it is quantised again.
+
+## How it is detected
+From `config.json` at every level and from the types in the header.
+
+## How to fix
+Merging onto quantised bases is not supported yet. Give the 16-bit model that the quantised one was made from. For
+names that end in `-bnb-4bit` that is usually the name without this ending.
+
+## References
+- huggingface/peft#2105: merging onto a quantised base
+- unslothai/unsloth-zoo#803: a base in FP8
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from suture.formats.dtypes import DTYPES
+from suture.rules.a204_base_differs import QUANTIZED
+from suture.rules.base import Case, Rule, listed
+from suture.values import Finding
+
+
+def check(case: Case) -> Iterable[Finding]:
+    """One finding for the config, one for the tensors that would be changed."""
+    do = f"Merging onto quantised weights is not supported yet. {_original(case)}"
+    for path, scheme in sorted(_schemes(case.checkpoint.config).items()):
+        yield RULE.finding(f"config.json: {path}", f"the base is quantised ({scheme})", "16-bit or 32-bit weights", do)
+    bad = {}
+    for op in case.draft.operations:
+        tensor = case.checkpoint.tensors.get(op.tensor, op.source.tensor)
+        if op.why != "copy" and not DTYPES[tensor.dtype].computable:
+            bad[tensor.name] = tensor
+    if bad:
+        dtypes = ", ".join(sorted({t.dtype for t in bad.values()}))
+        where = f"{min(t.file for t in bad.values())}: {listed(bad)}"
+        found = f"{len(bad)} tensors to be changed are stored as {dtypes}"
+        yield RULE.finding(where, found, "BF16, F16, F32 or F64", do)
+
+
+def _schemes(config: Mapping[str, Any], path: str = "") -> dict[str, str]:
+    """Where the config says quantised, at any level, and by which method."""
+    found = {}
+    for key, value in config.items():
+        if key == "quantization_config" and value:
+            method = value.get("quant_method") if isinstance(value, Mapping) else None
+            found[f"{path}{key}"] = str(method or "unknown method")
+        elif isinstance(value, Mapping):
+            found |= _schemes(value, f"{path}{key}.")
+    return found
+
+
+def _original(case: Case) -> str:
+    """Which model to give instead, as far as a name tells."""
+    names = (case.checkpoint.config.get("_name_or_path"), case.adapter.config.get("base_model_name_or_path"))
+    for name in names:
+        if isinstance(name, str) and (original := re.sub(QUANTIZED.pattern, "", name, flags=re.IGNORECASE)) != name:
+            return f"Give the 16-bit original as BASE; by its name that is {original}."
+    return "Give the 16-bit original as BASE."
+
+
+RULE = Rule("N504", "base-quantized", "error", check)

@@ -1,0 +1,256 @@
+"""The staging folder: who may write, what is refused, what is left behind, and what a rerun finds."""
+
+import errno
+import fcntl
+import logging
+import os
+import re
+import shutil
+import stat
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from execute.made_plans import contents, make_pair, make_plan
+
+import suture
+from suture import execute
+from suture.errors import DiskFull, InputError, OutputError, OutputExists, OutputLocked
+from suture.execute import staging
+from suture.plan.codec import plan_id
+from suture.values import SideFile, Verdict
+
+GOOD = Verdict(True, ())
+
+
+@pytest.fixture
+def pair(tmp_path):
+    return make_pair(tmp_path / "in", n_shards=2)
+
+
+@pytest.fixture
+def plan(pair):
+    return make_plan(pair)
+
+
+@pytest.fixture
+def out(tmp_path):
+    (tmp_path / "made").mkdir()
+    return tmp_path / "made" / "out"
+
+
+def left(out: Path) -> list[str]:
+    """What stands in the output's parent."""
+    return sorted(p.name for p in out.parent.iterdir())
+
+
+def test_a_run_leaves_one_hidden_folder_and_publishing_none(pair, plan, out):
+    staged = execute.run(plan, pair.inputs, out)
+    assert left(out) == [".out.suture"]
+    assert staged.folder == out.parent / ".out.suture" / plan_id(plan)[:16]
+    execute.publish(staged, GOOD)
+    assert left(out) == ["out"]
+
+
+def test_an_output_that_exists_is_refused_and_untouched(pair, plan, out):
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    for refuse in (lambda: execute.check_output(out), lambda: execute.run(plan, pair.inputs, out)):
+        with pytest.raises(OutputExists, match="has files"):
+            refuse()
+    assert contents(out.parent) == {"out/mine.txt": b"mine"}
+
+
+def test_a_file_in_the_way_is_refused(pair, plan, out):
+    out.write_text("mine")
+    with pytest.raises(OutputExists, match="a file of that name"):
+        execute.run(plan, pair.inputs, out)
+    assert contents(out.parent) == {"out": b"mine"}
+
+
+def test_an_empty_folder_and_missing_parents_are_fine(pair, plan, out):
+    out.mkdir()
+    deep = out.parent / "a" / "b" / "out"
+    for target in (out, deep):
+        execute.publish(execute.run(plan, pair.inputs, target), GOOD)
+    assert contents(out) == contents(deep)
+
+
+def test_a_symlink_to_an_empty_folder_is_filled(pair, plan, out):
+    (out.parent / "real").mkdir()
+    out.symlink_to("real")
+    execute.publish(execute.run(plan, pair.inputs, out), GOOD)
+    assert left(out) == ["out", "real"]
+    assert (out / "config.json").exists()
+
+
+def test_a_parent_that_is_a_file_is_told(pair, plan, out):
+    out.write_text("a file")
+    with pytest.raises(OutputError, match="not a folder"):
+        execute.run(plan, pair.inputs, out / "below")
+
+
+def test_a_mount_point_is_told(out, monkeypatch):
+    out.mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda self: self == out)
+    with pytest.raises(OutputError, match="mount point"):
+        execute.check_output(out)
+
+
+def test_a_second_run_is_locked_out(pair, plan, out):
+    staged = execute.run(plan, pair.inputs, out)
+    lock = os.open(out.parent / ".out.suture" / "lock", os.O_RDWR)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # kept after the run, for the time of the verification
+    execute.abandon(staged)
+    os.close(lock)
+    assert left(out) == []
+
+
+def test_the_lock_of_another_process_is_told(pair, plan, out):
+    shop = out.parent / ".out.suture"
+    shop.mkdir()
+    lock = os.open(shop / "lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with pytest.raises(OutputLocked):
+        execute.run(plan, pair.inputs, out)
+    os.close(lock)
+    execute.publish(execute.run(plan, pair.inputs, out), GOOD)
+    assert left(out) == ["out"]
+
+
+def test_a_run_that_was_not_published_does_not_lock_its_own_process_out(pair, plan, out):
+    first = execute.run(plan, pair.inputs, out)
+    second = execute.run(plan, pair.inputs, out)
+    assert first == second
+    execute.abandon(second)
+
+
+def test_a_file_system_without_locks_is_warned_of(pair, plan, out, monkeypatch, caplog):
+    def no_locks(descriptor, operation):
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    execute.publish(execute.run(plan, pair.inputs, out), GOOD)
+    assert "no locks" in caplog.text
+
+
+def test_what_another_plan_left_is_replaced_and_said(pair, plan, out, caplog):
+    shop = out.parent / ".out.suture"
+    (shop / "0123456789abcdef").mkdir(parents=True)
+    (shop / "0123456789abcdef" / "big.safetensors").write_bytes(b"old")
+    (shop / "journal").write_bytes(b"old")
+    with caplog.at_level(logging.WARNING):
+        execute.publish(execute.run(plan, pair.inputs, out), GOOD)
+    assert "0123456789abcdef" in caplog.text
+    assert left(out) == ["out"]
+
+
+def test_too_little_space_is_found_before_anything_is_written(pair, plan, out, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=plan.n_bytes_written - 1))
+    with pytest.raises(DiskFull, match="GB are free") as error:
+        execute.run(plan, pair.inputs, out)
+    assert "merged weights" in error.value.expected
+    assert left(out) == []
+
+
+@pytest.mark.parametrize("call", ["posix_fallocate", "pwrite", "fsync", "ftruncate"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fills_up_leaves_nothing(pair, plan, out, monkeypatch, call, number):
+    def full(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(DiskFull, match="GB are free"):
+        execute.run(plan, pair.inputs, out)
+    assert left(out) == []
+
+
+def test_a_file_system_that_cannot_reserve_space_is_fine(pair, plan, out, monkeypatch):
+    def not_supported(*args):
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", not_supported)
+    execute.publish(execute.run(plan, pair.inputs, out), GOOD)
+    assert (out / plan.files[0].name).stat().st_size == plan.files[0].n_bytes
+
+
+def test_a_write_error_is_told_with_its_file(pair, plan, out, monkeypatch):
+    def broken(*args):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "pwrite", broken)
+    with pytest.raises(OutputError, match=r"model-00001-of-00002\.safetensors: cannot be written: Input/output error"):
+        execute.run(plan, pair.inputs, out)
+    assert left(out) == []
+
+
+def test_an_error_on_reading_back_is_told_as_such(pair, plan, out, monkeypatch):
+    preadv = os.preadv
+
+    def broken(fd, buffers, offset):
+        if ".out.suture" in str(Path(f"/proc/self/fd/{fd}").readlink()):
+            raise OSError(errno.EIO, "Input/output error")
+        return preadv(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", broken)
+    with pytest.raises(OutputError, match="cannot be read back: Input/output error"):
+        execute.run(plan, pair.inputs, out)
+    assert left(out) == []
+
+
+def test_a_write_that_the_system_cuts_short_is_continued(pair, plan, out, tmp_path, monkeypatch):
+    whole = execute.publish(execute.run(plan, pair.inputs, tmp_path / "whole"), GOOD)
+    pwrite, preadv = os.pwrite, os.preadv
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: pwrite(fd, data[:777], offset))
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, offset: preadv(fd, [buffers[0][:1000]], offset))
+    assert contents(execute.publish(execute.run(plan, pair.inputs, out), GOOD)) == contents(whole)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_modes_follow_the_umask(pair, plan, out, umask):
+    old = os.umask(umask)
+    try:
+        execute.publish(execute.run(plan, pair.inputs, out), GOOD)
+    finally:
+        os.umask(old)
+    for path in (out, *out.rglob("*")):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o777 if path.is_dir() else 0o666) & ~umask
+
+
+def test_side_files_are_copied_byte_for_byte(pair, out):
+    pair.add_side_file("deep/er/big.bin", bytes(range(256)) * 10_000)
+    pair.add_side_file("empty.txt", b"")
+    execute.publish(execute.run(make_plan(pair), pair.inputs, out), GOOD)
+    for name in pair.side_files:
+        assert (out / name).read_bytes() == (pair.folder / "base" / name).read_bytes()
+
+
+def test_side_files_may_come_from_the_adapter(pair, out):
+    (pair.folder / "adapter" / "tokenizer.json").write_text("adapter's")
+    plan = make_plan(pair)
+    plan = plan.__class__(
+        **{f: getattr(plan, f) for f in plan.__slots__} | {"side_files": (SideFile("tokenizer.json", "adapter"),)}
+    )
+    execute.publish(execute.run(plan, pair.inputs, out), GOOD)
+    assert (out / "tokenizer.json").read_text() == "adapter's"
+
+
+def test_a_side_file_that_leads_out_of_the_base_is_refused(pair, plan, out, tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    (pair.folder / "base" / "tokenizer.json").unlink()
+    (pair.folder / "base" / "tokenizer.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(InputError, match="leaves its folder"):
+        execute.run(plan, pair.inputs, out)
+    assert left(out) == []
+
+
+def test_only_staging_opens_files_for_writing():
+    """Whoever writes a model's bytes does it where locks, space and renames are taken care of."""
+    writes = re.compile(
+        r"open\([^)]*[\"'](w|a|x|r\+|rb\+)|write_(text|bytes)\(|O_(WRONLY|RDWR|CREAT)|os\.(truncate|ftruncate|pwrite)\("
+        r"|shutil\.(copy|move)|save_file\("
+    )
+    folder = Path(suture.__path__[0]) / "execute"
+    found = {path.name for path in folder.rglob("*.py") if writes.search(path.read_text())}
+    assert found == {Path(staging.__file__).name}
