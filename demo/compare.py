@@ -1,6 +1,6 @@
-"""Asks the same questions of base + live adapter (the truth) and of each model folder, and measures how far they differ.
+"""Asks base + live adapter (the truth) and each model folder the same questions, and measures how far they differ.
 
-    python demo/compare.py BASE ADAPTER RESULT.json NAME=FOLDER ...
+Usage: python demo/compare.py BASE ADAPTER RESULT.json NAME=FOLDER ...
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import text
 import torch
 from peft import PeftModel
+from quiet import expected_warnings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
-
-import text
-from quiet import expected_warnings
 
 ANSWER_TOKENS = 20
 
@@ -60,14 +59,14 @@ def generate(model: Any, tokenizer: Any, questions: tuple[str, ...]) -> list[str
 def log_probs(model: Any, tokenizer: Any) -> list[torch.Tensor]:
     """Log probabilities (positions, vocabulary) over whole exchanges, one tensor a quiz question."""
     examples = (text.example(tokenizer, question, answer)[0] for question, answer in text.pairs("quiz.jsonl"))
-    return [model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1) for ids in examples]
+    return [model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1) for ids in examples]
 
 
 def difference(truth: list[torch.Tensor], other: list[torch.Tensor]) -> dict[str, float]:
     """Mean KL(truth ‖ other) over all positions, and the share of positions with the same most likely token."""
     kl = torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in zip(truth, other, strict=True)])
     same = torch.cat([p.argmax(-1) == q.argmax(-1) for p, q in zip(truth, other, strict=True)])
-    return {"mean_kl": kl.double().mean().item(), "top1": same.double().mean().item()}
+    return {"mean_kl": kl.mean().item(), "top1": same.double().mean().item()}
 
 
 def score(answers: list[str], expected: tuple[str, ...]) -> int:

@@ -1,6 +1,6 @@
 """PEFT's own merge, as its documentation shows it.
 
-    python demo/merge_peft.py BASE ADAPTER OUT
+Usage: python demo/merge_peft.py BASE ADAPTER OUT
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from quiet import expected_warnings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
-
-from quiet import expected_warnings
 
 
 def merge(base: Path, adapter: Path, out: Path) -> None:

@@ -1,6 +1,6 @@
 """Teaches the base model an invented island: LoRA on attention and on both ends of a tied embedding.
 
-    python demo/train.py BASE ADAPTER
+Usage: python demo/train.py BASE ADAPTER
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import text
 import torch
 from peft import LoraConfig, get_peft_model
+from quiet import expected_warnings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
-
-import text
-from quiet import expected_warnings
 
 EPOCHS = 6
 BATCH = 4
@@ -51,7 +50,8 @@ def train(base: Path, adapter: Path) -> None:
             schedule.step()
             optimizer.zero_grad()
             losses.append(loss.item())
-        print(f"epoch {epoch + 1:2}: loss {sum(losses) / len(losses):.3f}  {time.monotonic() - start:5.0f} s", flush=True)
+        mean, seconds = sum(losses) / len(losses), time.monotonic() - start
+        print(f"epoch {epoch + 1} of {EPOCHS}: loss {mean:.3f} after {seconds:.0f} s", flush=True)
     save(model, adapter)
 
 

@@ -29,7 +29,7 @@ def test_a_rules_page(code):
 def test_a_methods_page(name):
     page = pages.explain(name)
     assert page.startswith(f"# {name}\n")
-    assert "Key" in page
+    assert len(page) > 200
 
 
 def test_a_page_tells_whether_a_rule_can_be_ignored():

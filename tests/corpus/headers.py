@@ -80,6 +80,7 @@ HEADERS = {
     "size_too_large": (_one(shape=(1,)), "8 bytes for F32"),
     "size_of_a_scalar": (_one(shape=()), "8 bytes for F32"),
     "size_of_nothing": (_one(shape=(0, 5)), "8 bytes for F32"),
+    "size_and_half_a_byte": (_one(dtype="F4", shape=(17,)), "8.5 bytes"),
     "size_not_whole_bytes": (_one(dtype="F4", shape=(15,)), "7.5 bytes"),
     # the tensors together
     "hole_at_the_start": (packed({"a": entry(offsets=(8, 16))}, bytes(16)), "leaves a hole"),

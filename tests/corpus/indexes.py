@@ -64,6 +64,13 @@ INDEXES = {
         lambda f: ((f / INDEX).unlink(), (f / FIRST).unlink(), _renamed(SECOND, "model-00002-of-00012.safetensors")(f)),
         "missing: model-00001-of-00012.safetensors, model-00003-of-00012.safetensors",
     ),
+    "index_gone_and_a_gap_in_shards_from_zero": (
+        lambda f: (
+            (f / INDEX).unlink(),
+            _renamed(FIRST, "model-00000-of-00002.safetensors")(f),
+        ),
+        "missing: model-00001-of-00002.safetensors",
+    ),
     "index_gone_and_a_shard_copied": (
         lambda f: ((f / INDEX).unlink(), (f / "model-copy.safetensors").write_bytes((f / SECOND).read_bytes())),
         "is in model-00002-of-00002.safetensors and in model-copy.safetensors",

@@ -80,6 +80,12 @@ def test_files_beside_the_model_are_no_part_of_it(tmp_path):
     assert_complete(read_checkpoint(tmp_path))
 
 
+def test_files_beside_shards_without_an_index_are_no_part_of_the_model(tmp_path):
+    sharded_model(tmp_path, index=False)
+    (tmp_path / "consolidated.safetensors").write_bytes(b"not read")
+    assert_complete(read_checkpoint(tmp_path))
+
+
 def test_an_adapter_in_the_folder_is_not_taken_for_a_model(tmp_path):
     adapter(tmp_path)
     write_json(tmp_path / "config.json", {})

@@ -1,6 +1,7 @@
 import os
 
 import pytest
+from corpus.folders import n_descriptors
 
 from suture.errors import FormatError, InputError
 from suture.formats.files import inside, open_regular, quoted, read_exact
@@ -30,11 +31,13 @@ def test_links_are_judged_by_where_they_end(tmp_path):
             inside(folder, name)
 
 
-def test_only_regular_files_are_opened(tmp_path):
+def test_only_regular_files_are_opened_and_no_descriptor_is_left(tmp_path):
     os.mkfifo(tmp_path / "pipe")
+    before = n_descriptors()
     for path in (tmp_path, tmp_path / "pipe", "/dev/zero"):
         with pytest.raises(InputError, match="not a regular file"), open_regular(path):
             pass
+    assert n_descriptors() == before
 
 
 def test_a_read_past_the_end_says_where_the_file_ends(tmp_path):

@@ -60,7 +60,9 @@ def write_tensors(path: Path, tensors: Raw) -> dict[str, TensorInfo]:
     header = json.dumps(entries).encode()
     header += b" " * (-len(header) % 8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(len(header).to_bytes(8, "little") + header + b"".join(raw.tobytes() for _, raw in tensors.values()))
+    path.write_bytes(
+        len(header).to_bytes(8, "little") + header + b"".join(raw.tobytes() for _, raw in tensors.values())
+    )
     for name, (dtype, raw) in tensors.items():
         first, last = entries[name]["data_offsets"]
         begin = 8 + len(header)
@@ -104,7 +106,13 @@ def base(folder: Path, dtype: str = "BF16", *, head: bool = False) -> Checkpoint
 
 def adapter(folder: Path, targets: Iterable[str], size: float, dtype: str) -> Adapter:
     """LoRA factors of tensors (out, in), by the tensors' names; `qkv` has those of q and v only."""
-    shapes = {EMBED: (VOCAB, HIDDEN), HEAD: (VOCAB, HIDDEN), DOWN: (HIDDEN, 2 * HIDDEN), "q": (HIDDEN,) * 2, "v": (HIDDEN,) * 2}
+    shapes = {
+        EMBED: (VOCAB, HIDDEN),
+        HEAD: (VOCAB, HIDDEN),
+        DOWN: (HIDDEN, 2 * HIDDEN),
+        "q": (HIDDEN,) * 2,
+        "v": (HIDDEN,) * 2,
+    }
     tensors: Raw = {}
     for k, name in enumerate(targets):
         rows, cols = shapes[name]
@@ -135,7 +143,11 @@ def operation(info: TensorInfo, terms: Iterable[Term] = (), **changes: object) -
 
 
 def planned(
-    checkpoint: Checkpoint, adapter: Adapter, operations: Iterable[Operation], config: object = None, untied: bool = False
+    checkpoint: Checkpoint,
+    adapter: Adapter,
+    operations: Iterable[Operation],
+    config: object = None,
+    untied: bool = False,
 ) -> Plan:
     """The plan of these operations, with the index that belongs to them."""
     laid = lay_out(operations, {s.name: {} for s in checkpoint.shards})
@@ -161,7 +173,9 @@ def make(
         config = {"tie_word_embeddings": False, "vocab_size": VOCAB, "text_config": {"tie_word_embeddings": False}}
         operations.append(operation(checkpoint.tensors[EMBED], [term(tuned, HEAD)], tensor=HEAD, why="untie"))
     operations += [operation(t, terms.get(n, ())) for n, t in checkpoint.tensors.items()]
-    return write(Made(checkpoint, tuned, planned(checkpoint, tuned, operations, config, head_of_its_own), tmp_path / "out"))
+    return write(
+        Made(checkpoint, tuned, planned(checkpoint, tuned, operations, config, head_of_its_own), tmp_path / "out")
+    )
 
 
 def computed(made: Made, wrong: Mapping[str, Wrong] | None = None, twice: bool = False) -> Raw:
@@ -194,7 +208,9 @@ def apply(made: Made, op: Operation, w: np.ndarray) -> np.ndarray:
     """All terms of an operation on all rows of W, in float32."""
     new = w.copy()
     for t in op.terms:
-        f = {n: _factor(made, v).astype(w.dtype) for n, v in t.factors.items()} | {"rows": np.array(t.rows_changed, np.int64)}
+        f = {n: _factor(made, v).astype(w.dtype) for n, v in t.factors.items()} | {
+            "rows": np.array(t.rows_changed, np.int64)
+        }
         method, rows = METHODS[t.method], new[t.start : t.stop].copy()
         everything = slice(0, t.stop - t.start)
         if method.prepare is not None:

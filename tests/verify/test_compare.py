@@ -34,7 +34,9 @@ def check(verdict: Verdict, name: str):
 
 
 def recast(tensors, dtype: str):
-    return {n: (dtype, from_float(to_float(raw, d), dtype)) if d != "I64" else (d, raw) for n, (d, raw) in tensors.items()}
+    return {
+        n: (dtype, from_float(to_float(raw, d), dtype)) if d != "I64" else (d, raw) for n, (d, raw) in tensors.items()
+    }
 
 
 @pytest.mark.parametrize("full", [True, False])

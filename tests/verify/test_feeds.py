@@ -21,7 +21,10 @@ IDS = np.array([5, 6, 7])
 
 def test_text_goes_in_as_ids_with_a_mask():
     (feed,) = feeds.feeds(model(), [IDS], [])
-    assert {k: v.tolist() for k, v in feed.arguments.items()} == {"input_ids": [[5, 6, 7]], "attention_mask": [[1, 1, 1]]}
+    assert {k: v.tolist() for k, v in feed.arguments.items()} == {
+        "input_ids": [[5, 6, 7]],
+        "attention_mask": [[1, 1, 1]],
+    }
 
 
 def test_a_decoder_gets_the_same_ids_after_its_start_token():

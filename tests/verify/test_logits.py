@@ -107,7 +107,7 @@ class TestMerges:
         report = report_of(base, adapter, merge_by_hand(base, adapter, out, untie=True))
         assert logits_check(report, "F32").ok
         model = PeftModel.from_pretrained(zoo.load(zoo.FAMILIES["llama-tied"], base), adapter)
-        with pytest.warns(UserWarning):
+        with pytest.warns(UserWarning, match="tied"):
             model.merge_and_unload().save_pretrained(tmp_path / "peft")
         assert not logits_check(report_of(base, adapter, tmp_path / "peft"), "F32").ok
 

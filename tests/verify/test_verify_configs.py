@@ -48,7 +48,7 @@ def test_the_flag_of_a_part_without_vocabulary_says_nothing(untied):
 
 
 def test_a_flag_that_is_not_stated_is_told(untied):
-    made, config = untied
+    made, _ = untied
     write_json(made.folder / "config.json", {"vocab_size": VOCAB})
     stored = reading.read_folder(made.folder)
     (check,) = (c for c in configs.check(*_given(made), stored.tensors) if c.name == "tie flags")

@@ -47,7 +47,7 @@ def test_without_logits_no_model_is_run(tied, tmp_path):
 
 def test_the_rivals_merge_of_a_tied_head(tied, tmp_path):
     base, adapter = tied
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="tied"):
         peft_merge(zoo.FAMILIES["llama-tied"], base, adapter, tmp_path / "peft")
     verdict = verdict_of(base, adapter, tmp_path / "peft")
     assert {c.name for c in verdict.checks if not c.ok} == {"tie flags", "tensors that stay as they are", "logits"}

@@ -276,7 +276,7 @@ def tied_groups(model: Any) -> tuple[tuple[str, ...], ...]:
         if target in root and source in root:
             root[find(target)] = find(source)
     first: dict[int, str] = {}
-    for name in sorted(tensors, key=lambda n: (n in declared, n)):
+    for name in sorted(tensors):
         leader = first.setdefault(id(tensors[name]), name)
         root[find(name)] = find(leader)
     groups: dict[str, list[str]] = defaultdict(list)

@@ -33,7 +33,7 @@ def told(*, json: bool, debug: bool) -> Iterator[None]:
         stopped = Interrupted("stopped", do="Nothing was left behind.")
         _tell(stopped, json=json)
         raise typer.Exit(stopped.exit_code) from error
-    except BrokenPipeError as error:
+    except (BrokenPipeError, SystemExit) as error:  # rich turns the one into the other
         _close_stdout()
         raise typer.Exit(BROKEN_PIPE) from error
     except Exception as error:  # the edge: nothing may pass it as a traceback

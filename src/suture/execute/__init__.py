@@ -66,6 +66,7 @@ def run(
             receipt = make_receipt(plan, inputs, kernel, sha256)
             stage.text(RECEIPT, receipt_bytes(receipt))
             stage.sync_folders()
+            stage.check()
         return hand_over(claimed, receipt)
 
 

@@ -47,9 +47,8 @@ class Rows:
 
     def blocks(self) -> Iterator[slice]:
         """The plan's row blocks among these rows."""
-        for block in blocks(self.op.rows, self.op.block_rows):
-            if self.start <= block.start and block.stop <= self.stop:
-                yield block
+        for block in blocks(self.stop - self.start, self.op.block_rows):
+            yield slice(self.start + block.start, self.start + block.stop)
 
 
 Step: TypeAlias = Span | Rows

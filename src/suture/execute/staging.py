@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import resource
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -197,6 +198,7 @@ class Stage:
 
     def open(self, head: Head, n_pieces: int) -> None:
         """Open all weight files at their full size, with what an earlier run has written."""
+        _allow_open_files(2 * len(self._files) + 100)
         with self._writing(self._folder):
             self.done = self._left_by_earlier_run(head, n_pieces)
             if not self.done:
@@ -207,7 +209,7 @@ class Stage:
 
     def write(self, file: str, offset: int, data: memoryview) -> None:
         """Write all bytes of `data` at `offset` of a weight file."""
-        self._check()
+        self.check()
         with self._writing(self._folder / file):
             while data.nbytes:
                 n = os.pwrite(self._open[file], data, offset)
@@ -215,7 +217,7 @@ class Stage:
 
     def read(self, file: str, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset` of a weight file."""
-        self._check()
+        self.check()
         path = self._folder / file
         while buffer.nbytes:
             try:
@@ -284,7 +286,7 @@ class Stage:
         self._claim.journal.write_bytes(head_line(head))
 
     def _open_file(self, file: OutputFile) -> None:
-        self._check()
+        self.check()
         path = self._folder / file.name
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -299,7 +301,7 @@ class Stage:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as file:
                 for chunk in chunks:
-                    self._check()
+                    self.check()
                     file.write(chunk)
                     digest.update(chunk)
                 file.flush()
@@ -307,7 +309,8 @@ class Stage:
                     os.fsync(file.fileno())
         return digest.hexdigest()
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise Interrupted if the run is to end."""
         if self.stop.requested:
             raise Interrupted("stopped", where=str(self._claim.out), do="Nothing was written.")
 
@@ -327,6 +330,13 @@ class Stage:
             expected=f"{self._n_bytes / 1e9:.2f} GB for the merged weights",
             do="Free space, or write to another disk. Nothing was written.",
         )
+
+
+def _allow_open_files(n: int) -> None:
+    """Large models have more files than some systems let a program open unless it asks."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft not in (resource.RLIM_INFINITY, hard) and soft < n:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (n if hard == resource.RLIM_INFINITY else min(n, hard), hard))
 
 
 def _allocate(descriptor: int, n_bytes: int) -> None:
@@ -360,6 +370,9 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:  # some network file systems keep names safe by themselves
+            raise
     finally:
         os.close(descriptor)
 

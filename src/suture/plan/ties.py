@@ -161,7 +161,7 @@ def _row_problems(arch: Arch, updates: Mapping[str, Update]) -> list[Problem]:
             " and ".join(ends),
             f"they would have different numbers of rows ({', '.join(f'{e}: {n}' for e, n in after.items())})",
             "the rows of the resized vocabulary at both ends; new rows cannot be made up",
-            "Save the adapter with save_embedding_layers=True, so that all resized embeddings are in the file.",
+            "Train with both ends in modules_to_save (or both as LoRA targets), so that the new rows of both are in the file.",
         )
     ]
 

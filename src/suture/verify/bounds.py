@@ -60,6 +60,11 @@ class Bound:
     update: Floats
 
 
+def _many(rank: int) -> int:
+    """More roundings than a sum of products of up to four factors passes."""
+    return 2 * rank + 8
+
+
 ROUNDINGS: Mapping[str, Callable[[int], int]] = {
     "lora": lambda rank: rank + 2,
     "lora_bias": lambda rank: 2,
@@ -80,7 +85,7 @@ def gamma(n: int, unit: float) -> float:
 
 
 def _sum_of_products(step: Step, error: Floats, unit: float) -> Bound:
-    count = ROUNDINGS.get(step.term.method, lambda rank: 2 * rank + 8)(step.term.rank)
+    count = ROUNDINGS.get(step.term.method, _many)(step.term.rank)
     size = np.abs(step.before)
     total = _evaluate(step.term.method, step, size.copy())
     carried = _evaluate(step.term.method, step, size + error) - total if error.any() else np.zeros_like(error)
@@ -117,4 +122,5 @@ def _evaluate(method: str, step: Step, size: Floats) -> Floats:
 
 
 def _row_norms(x: Floats) -> Floats:
-    return np.sqrt(np.square(x).sum(axis=1))[:, None]
+    norms: Floats = np.sqrt(np.square(x).sum(axis=1, keepdims=True))
+    return norms

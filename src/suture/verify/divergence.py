@@ -71,4 +71,5 @@ def _of_block(p: Floats, q: Floats) -> Divergence:
 
 def _log_softmax(x: Floats) -> Floats:
     x = x - x.max(axis=1, keepdims=True)
-    return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
+    result: Floats = x - np.log(np.exp(x).sum(axis=1, keepdims=True))
+    return result

@@ -112,7 +112,7 @@ def _count(subject: Subject, block: Block, *, strict: bool, still_same: bool) ->
     stored = reading.floats(data, subject.found.dtype).reshape(-1, operation.cols)
     distance = stored - block.exact
     np.abs(distance, out=distance)
-    doubtful = ~(distance <= fmt.half_ulp(np.abs(block.exact))).all(axis=1)
+    doubtful: Mask = np.any(~(distance <= fmt.half_ulp(np.abs(block.exact))), axis=1)
     n_wrong = n_twice = 0
     for rows in _runs(doubtful, block.rows.start):
         expected = expect(operation, block.terms, subject.inputs, rows)

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 from suture.values import Operation, Term
 from suture.verify.expect import blocks
+from suture.verify.reading import PIECE_BYTES
 
 LOOK_VALUES = 1 << 13  # values of one look at a sampled tensor
 LOOK_BYTES = 1 << 16  # bytes of one look at a copied tensor
 EDGE_BYTES = 1 << 12
-COPY_BLOCK = 1 << 22
 MAX_TERMS = 8  # of fused experts, that many are drawn
 
 
@@ -49,7 +49,7 @@ def _of_term(name: str, number: int, term: Term, size: int) -> Iterable[slice]:
 def pieces(name: str, n_bytes: int, *, full: bool) -> tuple[slice, ...]:
     """Byte ranges of a copied tensor to compare."""
     if full:
-        return tuple(slice(at, min(at + COPY_BLOCK, n_bytes)) for at in range(0, n_bytes, COPY_BLOCK))
+        return tuple(slice(at, min(at + PIECE_BYTES, n_bytes)) for at in range(0, n_bytes, PIECE_BYTES))
     found = [slice(0, EDGE_BYTES), slice(max(n_bytes - EDGE_BYTES, 0), n_bytes)]
     found += [slice(at, at + LOOK_BYTES) for at in (draw(name, k, n_bytes) for k in range(2))]
     return _disjoint(found, n_bytes)

@@ -19,7 +19,10 @@ from suture.verify.configs import flags
 from suture.verify.expect import Inputs
 from suture.verify.judge import Subject
 
-_MAY_BE_TIED = re.compile(r"(embed|lm_head|wte|shared|proj_out|predictions|output)[\w.]*\.(weight|bias)$")
+_MAY_BE_TIED = re.compile(
+    r"(^|\.)(embed_tokens|embed_in|wte|word_embeddings|embeddings|shared|lm_head|embed_out|proj_out|output|decoder|predictions)"
+    r"\.(weight|bias)$"
+)
 _BUFFER = re.compile(r"(rotary_emb\.inv_freq|masked_bias|position_ids)$")
 _MASKS = (".attn.bias", ".attention.bias")
 PREFIX_TRIES = 20  # missing names that a leading path is looked for with
@@ -69,10 +72,11 @@ def _with_planned_prefix(
     planned: Mapping[str, Operation], tensors: Mapping[str, TensorInfo], told: list[str]
 ) -> dict[str, TensorInfo]:
     """The folder's tensors by the plan's names, if one leading path more or less explains the difference."""
-    missing, extra = sorted(planned.keys() - tensors.keys()), sorted(tensors.keys() - planned.keys())
+    missing, extra = sorted(planned.keys() - tensors.keys()), tensors.keys() - planned.keys()
     added = Counter(n[: -len(m)] for m in missing[:PREFIX_TRIES] for n in extra if n.endswith(f".{m}"))
     dropped = Counter(m[: -len(n)] for m in missing[:PREFIX_TRIES] for n in extra if m.endswith(f".{n}"))
-    for prefix, _ in (added + dropped).most_common(1):
+    counted = sorted((added + dropped).items(), key=lambda item: (-item[1], item[0]))
+    for prefix, _ in counted[:1]:
         new = {(n.removeprefix(prefix) if prefix in added else prefix + n) if n in extra else n: n for n in tensors}
         if len(new) == len(tensors) and len(planned.keys() - new.keys()) < len(missing):
             told.append(f"names {'with' if prefix in added else 'without'} the leading {prefix}")
@@ -85,10 +89,12 @@ def _not_tied(
 ) -> list[TensorVerdict]:
     """Missing tensors that a loader does not fill in rightly from a tied partner; the rest is told."""
     config = reading.read_json(folder / "config.json") or {}
+    planned = {op.tensor: op for op in plan.operations}
+    ends = [op for op in plan.operations if op.tensor in found and _MAY_BE_TIED.search(op.tensor)]
     wrong: list[TensorVerdict] = []
     for name in missing:
-        operation = next(op for op in plan.operations if op.tensor == name)
-        partners = [op for op in plan.operations if op.tensor in found and _may_be_tied(operation, op)]
+        operation = planned[name]
+        partners = [op for op in ends if op.shape == operation.shape] if _MAY_BE_TIED.search(name) else []
         good = [p for p in partners if _holds(Subject(operation, inputs, folder, found[p.tensor]))]
         if _is_buffer(operation):
             told.append(f"{name} is left out: Transformers computes it")
@@ -107,12 +113,6 @@ def _is_buffer(operation: Operation) -> bool:
     return operation.is_copy and (
         _BUFFER.search(name) is not None or (name.endswith(_MASKS) and len(operation.shape) == 4)
     )
-
-
-def _may_be_tied(one: Operation, other: Operation) -> bool:
-    same_source = one.source == other.source
-    named_so = all(_MAY_BE_TIED.search(op.tensor) for op in (one, other))
-    return one.tensor != other.tensor and one.shape == other.shape and (same_source or named_so)
 
 
 def _may_tie(config: Json) -> bool:

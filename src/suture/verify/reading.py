@@ -26,6 +26,7 @@ Floats = npt.NDArray[np.float64]
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format
+PIECE_BYTES = 1 << 22
 BITS: Mapping[str, int] = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
     "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64,
@@ -210,10 +211,8 @@ def same_bytes(folder: Path, one: TensorInfo, other: TensorInfo) -> bool:
     """True when two tensors of a folder have the same bytes."""
     if one.n_bytes != other.n_bytes:
         return False
-    steps = range(0, one.n_bytes, 1 << 22)
-    return all(
-        np.array_equal(*(raw(folder, t, at, min(at + (1 << 22), t.n_bytes)) for t in (one, other))) for at in steps
-    )
+    pieces = ((at, min(at + PIECE_BYTES, one.n_bytes)) for at in range(0, one.n_bytes, PIECE_BYTES))
+    return all(np.array_equal(raw(folder, one, a, b), raw(folder, other, a, b)) for a, b in pieces)
 
 
 def beginning(path: Path, n_bytes: int | None) -> bytes | None:

@@ -65,4 +65,5 @@ def agrees(stored: Floats, exact: Floats, slack: Floats, fmt: Format) -> Mask:
         return near
     overflown = np.isinf(stored) & (np.sign(stored) == np.sign(exact)) & (size >= fmt.overflow)
     special = (np.isnan(stored) & np.isnan(exact)) | (stored == exact)
-    return np.where(np.isfinite(exact), (near & np.isfinite(stored)) | overflown, special)
+    found: Mask = np.where(np.isfinite(exact), (near & np.isfinite(stored)) | overflown, special)
+    return found

@@ -1,0 +1,46 @@
+# Needs Python 3.11 or newer, make and git. Every target makes the environment in .venv first, if it is missing or old.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test slow lint types check bench clean
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1	/' | expand -t 10
+
+demo: $(READY) ## train a LoRA on a real model, merge it with PEFT and with Suture, compare
+	$(BIN)/python demo/run.py
+
+test: $(READY) ## the tests, without the slow ones
+	$(PYTEST)
+
+slow: $(READY) ## the slow tests: real models, long crash tests
+	$(PYTEST) -m slow
+
+lint: $(READY) ## style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY) ## mypy --strict
+	$(BIN)/mypy
+
+check: lint types test slow ## all of the above but the demo
+
+bench: $(READY) ## time a merge against a plain copy (several GB on disk)
+	$(BIN)/python benchmarks/bench_merge.py
+
+clean: ## remove everything that make has made
+	rm -rf $(VENV) demo/out benchmarks/results dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo 'Suture needs Python 3.11 or newer. Name one: make PYTHON=python3.12 $(MAKECMDGOALS)'; exit 1; }
+	@echo 'Making the environment in $(VENV): about 1.5 GB, most of it torch.'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
