@@ -25,7 +25,7 @@ def kl_chart(kl: Mapping[str, float], title: str) -> str:
         f'<rect width="{WIDTH}" height="{bottom + 48}" fill="white"/>',
         f'<text x="20" y="32" font-size="17" font-weight="bold">{escape(title)}</text>',
     ]
-    step = max(1, (high - low) // 8)
+    step = math.ceil((high - low) / 8)
     for power in range(high, low - 1, -step):
         at = x(10.0**power)
         lines.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{TOP - 8}" y2="{bottom}" stroke="#ddd"/>')

@@ -11,6 +11,6 @@ from contextlib import contextmanager
 def expected_warnings() -> Iterator[None]:
     """PEFT warns of the tied embedding, which is what the demo is about, and asks Transformers by an old name."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`", category=UserWarning)
+        warnings.filterwarnings("ignore", message="Model (has|with) `tie_word_embeddings=True`", category=UserWarning)
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         yield

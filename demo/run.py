@@ -84,7 +84,8 @@ def main() -> None:
     console.print(table(found, costs))
     exact = found["models"][EXACT]["mean_kl"]
     console.print(
-        "PEFT added both updates to the one tensor that embed_tokens and lm_head share; Suture gave each its own."
+        "embed_tokens and lm_head are one tensor. PEFT warns of complications and adds both updates to it; "
+        "Suture gives each its own."
     )
     console.print(f"What is left of Suture's KL is the rounding to bf16: with --dtype f32 it is {exact:.1e}.\n")
 

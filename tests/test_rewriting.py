@@ -7,7 +7,10 @@ import pytest
 from suture import rewriting
 
 GOOD = [
-    f"base_model.model.model.layers.{i}.self_attn.{p}_proj.lora_{f}.weight" for i in range(2) for p in "qv" for f in "AB"
+    f"base_model.model.model.layers.{i}.self_attn.{p}_proj.lora_{f}.weight"
+    for i in range(2)
+    for p in "qv"
+    for f in "AB"
 ]
 
 
@@ -19,9 +22,18 @@ def fits(key: str) -> bool:
     ("spoil", "words"),
     [
         (lambda k: k.replace("model.model.model.", "model.model."), "insert model. after base_model.model."),
-        (lambda k: k.replace("model.model.model.", "model.model.language_model.model."), "write model. for language_model.model."),
-        (lambda k: k.replace("lora_A", "lora_A.default").replace("lora_B", "lora_B.default"), "drop the adapter's name"),
-        (lambda k: k.replace("lora_A", "lora_A.default.default").replace("lora_B", "lora_B.default.default"), "adapter's name"),
+        (
+            lambda k: k.replace("model.model.model.", "model.model.language_model.model."),
+            "write model. for language_model.model.",
+        ),
+        (
+            lambda k: k.replace("lora_A", "lora_A.default").replace("lora_B", "lora_B.default"),
+            "drop the adapter's name",
+        ),
+        (
+            lambda k: k.replace("lora_A", "lora_A.default.default").replace("lora_B", "lora_B.default.default"),
+            "adapter's name",
+        ),
         (lambda k: k.replace(".layers.", "._orig_mod.layers."), "drop the wrappers' prefixes"),
         (lambda k: "module." + k, "drop the wrappers' prefixes"),
         (lambda k: "base_model.model." + k, "drop the doubled"),

@@ -1,24 +1,33 @@
 """Suture joins LoRA adapters to their base model and proves that the join holds.
 
-    suture.inspect(base, adapter)      what is in them, and how many values the adapter trains
-    suture.check(base, adapter)        all that is wrong with merging them
-    suture.plan(base, adapter)         what a merge would do
-    suture.merge(base, adapter, out)   the merge: streamed, verified, then visible
-    suture.verify(base, adapter, out)  the proof, for merges of any tool
-    suture.explain(code)               the page of a rule
+suture.inspect(base, adapter)      what is in them, and how many values the adapter trains
+suture.check(base, adapter)        all that is wrong with merging them
+suture.plan(base, adapter)         what a merge would do
+suture.merge(base, adapter, out)   the merge: streamed, verified, then visible
+suture.verify(base, adapter, out)  the proof, for merges of any tool
+suture.explain(code)               the page of a rule
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from suture.errors import SutureError
-    from suture.inspection import inspect
-    from suture.pages import explain
-    from suture.pipeline import Reading, Running, check, merge, plan, verify
-    from suture.values import Finding, Options, Plan, Receipt, Verdict
-    from suture.verify import LogitsSettings
+if TYPE_CHECKING:  # for type checkers; at run time __getattr__ imports a name when it is first used
+    from suture.errors import SutureError as SutureError
+    from suture.inspection import inspect as inspect
+    from suture.pages import explain as explain
+    from suture.pipeline import Reading as Reading
+    from suture.pipeline import Running as Running
+    from suture.pipeline import check as check
+    from suture.pipeline import merge as merge
+    from suture.pipeline import plan as plan
+    from suture.pipeline import verify as verify
+    from suture.values import Finding as Finding
+    from suture.values import Options as Options
+    from suture.values import Plan as Plan
+    from suture.values import Receipt as Receipt
+    from suture.values import Verdict as Verdict
+    from suture.verify import LogitsSettings as LogitsSettings
 
 __version__ = "0.1.0"
 
@@ -40,7 +49,7 @@ _HOMES = {
     "verify": "pipeline",
 }
 
-__all__ = [*sorted(_HOMES), "__version__"]  # noqa: PLE0604 - all names are strings
+__all__ = [*sorted(_HOMES), "__version__"]
 
 
 def __getattr__(name: str) -> Any:

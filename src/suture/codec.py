@@ -36,7 +36,8 @@ def from_json(cls: type[T], data: Any) -> T:
         FormatError: the data does not have the shape of `cls`.
     """
     try:
-        return typing.cast("T", _decoder(cls)(data))
+        decode: Callable[[Any], T] = _decoder(typing.cast("Any", cls))
+        return decode(data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FormatError(f"not a {cls.__name__}: {error!r}", do="Make it again with this version.") from error
 

@@ -1,27 +1,28 @@
 """Every error that Suture raises on purpose, with its exit code.
 
-    SutureError                     1   anything below
-    ├── Findings                    1   `check` or a merge found errors; all of them are listed
-    ├── NotVerified                 3   the merged files are not what base + adapter gives
-    ├── UsageError                  2   an option or a combination of options makes no sense
-    ├── InputError                 10   a file or folder that was named cannot be used
-    │   ├── FormatError            11   a header, index or config is malformed or hostile
-    │   ├── PickleRefused          12   weights are in a pickle file, which can run code
-    │   └── InputChanged           13   an input is not what it was when the plan was made
-    ├── OutputError                20   the output cannot be written
-    │   ├── OutputExists           21   the output folder has files
-    │   ├── OutputLocked           22   another process is writing it
-    │   └── DiskFull               23   there is not enough free space
-    ├── MissingExtra               30   an optional dependency is not installed
-    └── Interrupted               130   Ctrl-C or SIGTERM
+SutureError                     1   anything below
+├── Findings                    1   `check` or a merge found errors; all of them are listed
+├── NotVerified                 3   the merged files are not what base + adapter gives
+├── UsageError                  2   an option or a combination of options makes no sense
+├── InputError                 10   a file or folder that was named cannot be used
+│   ├── FormatError            11   a header, index or config is malformed or hostile
+│   ├── PickleRefused          12   weights are in a pickle file, which can run code
+│   └── InputChanged           13   an input is not what it was when the plan was made
+├── OutputError                20   the output cannot be written
+│   ├── OutputExists           21   the output folder has files
+│   ├── OutputLocked           22   another process is writing it
+│   └── DiskFull               23   there is not enough free space
+├── MissingExtra               30   an optional dependency is not installed
+└── Interrupted               130   Ctrl-C or SIGTERM
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from suture.values import Finding, Verdict
+if TYPE_CHECKING:
+    from suture.values import Finding, Verdict
 
 
 class SutureError(Exception):

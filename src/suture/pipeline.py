@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from suture import targets
 from suture.arch import describe
 from suture.equality import Equality
 from suture.errors import Findings, SutureError
 from suture.formats import file_sha256, fingerprint, read_adapter, read_checkpoint
-from suture.plan import Draft, Identity, build_plan, draft_operations, settle
+from suture.plan import Identity, build_plan, draft_operations, settle
 from suture.resolve import resolve
 from suture.rules import diagnose, ignorable
 from suture.rules.base import Case
@@ -126,10 +125,10 @@ def plan_of(case: Case) -> Plan:
     blocking = [f for f in findings if f.severity == "error" and not ignorable(f, case.options)]
     if blocking:
         raise Findings(findings, do="Nothing was written.")
-    if case.resolved.leftover:
+    if left := case.resolved.leftover:
         # Every way to get here is covered by a rule; a rule that can be ignored must never end in a lost tensor.
         raise SutureError(
-            f"{len(case.resolved.leftover)} tensors of the adapter were not used: {', '.join(case.resolved.leftover[:3])}",
+            f"{len(left)} tensors of the adapter were not used: {', '.join(left[:3])}",
             where=case.adapter.file,
             expected="every tensor used exactly once",
             do="Nothing was written. Please report this as a bug.",
@@ -140,13 +139,12 @@ def plan_of(case: Case) -> Plan:
         case.draft,
         case.settled,
         identity,
-        case.sides.files,
+        case.sides,
         case.options,
-        tie_flags=case.arch.tie_flags,
     )
 
 
-def merge(
+def merge(  # noqa: PLR0913 - keywords of the public interface
     base: str | Path,
     adapter: str | Path,
     out: str | Path,
@@ -164,7 +162,7 @@ def merge(
         NotVerified: the written files are not what base + adapter gives.
     """
     from suture import execute
-    from suture.verify import verify_folder
+    from suture.verify import replay
 
     running = running or Running()
     execute.check_output(Path(out))
@@ -182,7 +180,7 @@ def merge(
         progress=_stage(progress, "merge", todo.n_bytes_written),
     )
     try:
-        verdict = verify_folder(
+        verdict = replay(
             todo,
             case.checkpoint,
             case.adapter,
@@ -197,7 +195,7 @@ def merge(
     return staged.receipt
 
 
-def verify(
+def verify(  # noqa: PLR0913 - keywords of the public interface
     base: str | Path,
     adapter: str | Path,
     merged: str | Path,

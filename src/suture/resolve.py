@@ -88,9 +88,7 @@ def resolve(checkpoint: Checkpoint, adapter: Adapter, arch: Arch) -> Resolved:
             bound.used[key] = place.module
     leftover = tuple(sorted(set(adapter.tensors) - set(bound.used)))
     copies = {key: other for key, other in copies.items() if key != other}
-    updates = {
-        name: _on_resized(update, scene.params[name], frozen) for name, update in sorted(bound.updates.items())
-    }
+    updates = {name: _on_resized(update, scene.params[name], frozen) for name, update in sorted(bound.updates.items())}
     return Resolved(updates, bound.used, frozen, copies, leftover, tuple(bound.problems))
 
 
@@ -230,7 +228,8 @@ def _strangers_problem(strangers: set[str], adapter: Adapter, scene: _Scene) -> 
     shown = "\n    ".join(names[:4] + ([f"… and {len(names) - 4} more"] if len(names) > 4 else []))
     do = "Check that this is the base model the adapter was trained on."
     if remedy is not None:
-        do = f"One rewriting makes all {len(adapter.tensors)} keys fit: {remedy.words}\n    {remedy.before}\n  → {remedy.after}"
+        do = f"One rewriting makes all {len(adapter.tensors)} keys fit: {remedy.words}"
+        do += f"\n    {remedy.before}\n  → {remedy.after}"
     return [
         Problem(
             "M301",

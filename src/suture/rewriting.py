@@ -29,7 +29,7 @@ class _Step:
 
 
 def find(keys: Iterable[str], fits: Callable[[str], bool]) -> Rewriting | None:
-    """The simplest rewriting after which `fits` holds for every key and no two keys are equal; None if there is none."""
+    """The simplest rewriting after which every key fits and no two are equal; None if there is none."""
     keys = sorted(keys)
     for steps in _candidates():
         if not all(fits(_rewrite(key, steps)) for key in keys):
@@ -68,9 +68,7 @@ def _wrappers() -> _Step:
 
 
 def _doubled() -> _Step:
-    return _Step(
-        "drop the doubled base_model.model.", lambda key: re.sub(r"^(base_model\.model\.)+", PREFIX, key)
-    )
+    return _Step("drop the doubled base_model.model.", lambda key: re.sub(r"^(base_model\.model\.)+", PREFIX, key))
 
 
 def _bare() -> _Step:

@@ -3,20 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from suture.formats.vocabulary import TEMPLATE_FILES, TOKENIZER_FILES, has_template, read_vocabulary
-from suture.values import Adapter, Checkpoint, Options, SideFile
-
-
-@dataclass(frozen=True, slots=True)
-class Sides:
-    """Files to copy, what was decided, and why a decision could not be made."""
-
-    files: tuple[SideFile, ...]
-    notes: tuple[str, ...] = ()
-    problems: tuple[str, ...] = ()
-    n_tokens: int | None = None  # of the adapter's tokenizer when it was chosen
+from suture.values import Adapter, Checkpoint, Options, SideFile, Sides
 
 
 def choose_side_files(checkpoint: Checkpoint, adapter: Adapter, options: Options) -> Sides:

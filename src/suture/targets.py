@@ -1,4 +1,4 @@
-"""What an adapter_config.json claims: which modules it targets, with which rank and scale. PEFT's matching, without PEFT.
+"""What an adapter_config.json claims: which modules it targets, with which rank and scale, by PEFT's rules.
 
 The rules are those of PEFT 0.21 (`tuners_utils.check_target_module_exists`, `utils/other.get_pattern_key`).
 """
@@ -175,7 +175,11 @@ def expected(config: Json, arch: Arch) -> Expected:
     tensors: dict[str, tuple[int, ...]] = {}
     lora_modules = []
     for param in arch.params.values():
-        if param.kind in LAYER_KINDS and param.name == f"{param.module}.weight" and is_target(config, param.module, arch):
+        if (
+            param.kind in LAYER_KINDS
+            and param.name == f"{param.module}.weight"
+            and is_target(config, param.module, arch)
+        ):
             lora_modules.append(param.module)
             tensors |= _lora_tensors(config, param)
     for module, params in target_parameters(config, arch).items():
@@ -196,11 +200,11 @@ def _lora_tensors(config: Json, param: Param) -> dict[str, tuple[int, ...]]:
     rank, _ = rank_and_alpha(config, param.module)
     prefix, shape = f"base_model.model.{param.module}", param.shape
     if param.kind == "Embedding":
-        tensors = {f"{prefix}.lora_embedding_A": (rank, shape[0]), f"{prefix}.lora_embedding_B": (shape[1], rank)}
-        return tensors | ({f"{prefix}.lora_magnitude_vector": (shape[1],)} if config.get("use_dora") else {})
+        table = {f"{prefix}.lora_embedding_A": (rank, shape[0]), f"{prefix}.lora_embedding_B": (shape[1], rank)}
+        return {**table, **({f"{prefix}.lora_magnitude_vector": (shape[1],)} if config.get("use_dora") else {})}
     n_out, n_in = (shape[1], shape[0]) if param.kind == "Conv1D" else shape[:2]
     ones = (1,) * (len(shape) - 2)
-    tensors = {
+    tensors: dict[str, tuple[int, ...]] = {
         f"{prefix}.lora_A.weight": (rank, n_in, *shape[2:]),
         f"{prefix}.lora_B.weight": (n_out, rank, *ones),
     }

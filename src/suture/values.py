@@ -18,6 +18,7 @@ Severity = Literal["error", "warning", "info"]
 TiedPolicy = Literal["auto", "untie", "keep", "refuse"]
 TokenizerPolicy = Literal["auto", "base", "adapter"]
 Origin = Literal["base", "adapter"]
+Why = Literal["copy", "cast", "merge", "replace", "untie"]
 
 # ---------------------------------------------------------------------------------------------- what is on disk
 
@@ -136,7 +137,7 @@ class Tie:
 
 @dataclass(frozen=True, slots=True)
 class Arch:
-    """What a model is, from its class alone: names, shapes, kinds, ties, and how names on disk become names in memory."""
+    """What a model is, from its class alone: names, shapes, kinds, ties, and how files become parameters."""
 
     model_class: str
     source: str  # "transformers 5.23.0", or "headers" when the class is not known to Transformers
@@ -157,7 +158,7 @@ class Arch:
 class View:
     """A matrix (or vector) cut lazily out of one tensor of the adapter: reshape, then index, then transpose.
 
-    `index` has one entry per axis of `shape`: an int picks, a pair cuts. Two pairs remain for a matrix, one for a vector.
+    `index` has one entry per axis of `shape`: an int picks, a pair cuts; two pairs give a matrix.
     """
 
     tensor: str
@@ -183,7 +184,7 @@ class View:
         return tuple(c[1] - c[0] for c in cuts if not isinstance(c, int))
 
     @property
-    def T(self) -> View:  # noqa: N802 - the field's name for it
+    def T(self) -> View:
         """The transpose."""
         return View(self.tensor, self.shape, self.index, not self.transpose)
 
@@ -272,6 +273,7 @@ class Settled:
 
     updates: Mapping[str, Update]
     untied: tuple[Untied, ...]
+    tie_flags: tuple[tuple[str, ...], ...]  # paths in config.json that turn false
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
 
@@ -320,7 +322,7 @@ class Operation:
     """
 
     tensor: str
-    why: Literal["copy", "cast", "merge", "replace", "untie"]
+    why: Why
     source: Source
     terms: tuple[Term, ...]
     dtype: str
@@ -357,6 +359,16 @@ class SideFile:
 
     name: str
     origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """Files to copy, what was decided, and why a decision could not be made."""
+
+    files: tuple[SideFile, ...]
+    notes: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    n_tokens: int | None = None  # of the adapter's tokenizer when it was chosen
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,6 +199,15 @@ class Twins(transformers.LlamaForCausalLM):
         self.model.layers[1].mlp = self.model.layers[0].mlp
 
 
+class Scratch(transformers.LlamaForCausalLM):
+    """Two names for a buffer that is never saved."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.register_buffer("here", torch.zeros(2), persistent=False)
+        self.register_buffer("there", self.here, persistent=False)
+
+
 class Two(transformers.LlamaForCausalLM):
     """Another module when untied."""
 
@@ -229,6 +238,10 @@ def test_shared_modules_stay_shared(monkeypatch):
         ("down_proj", "gate_proj", "up_proj"), "Twins keeps them as one tensor with every tie flag off"
     )
     assert whys(monkeypatch, Twins) == {"embed_tokens": "", **shared}
+
+
+def test_what_is_never_saved_is_not_tied(monkeypatch):
+    assert whys(monkeypatch, Scratch) == {"embed_tokens": ""}
 
 
 def test_other_parameters_when_untied(monkeypatch):

@@ -22,8 +22,8 @@ error M301 key-unmatched
              base_model.model.layers.0.self_attn.q_proj.lora_A.weight
              → base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight
 
-1 error, 0 warnings
 `suture explain M301` tells more.
+1 error, 0 warnings
 """
 
 

@@ -1,6 +1,6 @@
 """Malformed safetensors files: name → (bytes of the file, what the error must say).
 
-    python tests/corpus/headers.py FOLDER     writes all of them
+    cd tests && python -m corpus.headers FOLDER     writes all of them
 """
 
 import json
@@ -70,7 +70,7 @@ HEADERS = {
     "shape_too_many_axes": (_one(shape=(1,) * 65), "the shape is"),
     "shape_overflows": (_one(shape=(2**32, 2**32, 2)), "8 bytes for F32"),
     "shape_wraps_to_the_right_size": (_one(shape=(2**62 + 1, 2)), "8 bytes for F32"),
-    "shape_overflows_before_a_zero": (_one(shape=(2**62, 2**62, 0), offsets=(0, 0)), "overflows"),
+    "shape_overflows_before_a_zero": (packed({"a": entry(shape=(2**62, 2**62, 0), offsets=(0, 0))}), "overflows"),
     "offsets_one": (_one(offsets=(8,)), "the offsets are"),
     "offsets_three": (_one(offsets=(0, 8, 8)), "the offsets are"),
     "offsets_backwards": (_one(offsets=(8, 0)), "the offsets are"),

@@ -1,6 +1,12 @@
-"""Broken sharded models: name → (what is done to a good folder, what the error must say)."""
+"""Broken sharded models: name → (what is done to a good folder, what the error must say).
 
-from corpus.folders import INDEX, SHARDS, TENSORS, write_index, write_json
+    cd tests && python -m corpus.indexes FOLDER     writes all of them
+"""
+
+import sys
+from pathlib import Path
+
+from corpus.folders import INDEX, SHARDS, TENSORS, sharded_model, write_index, write_json
 
 MAP = {name: file for file, names in SHARDS.items() for name in names}
 EMBED, MLP, NORM = sorted(TENSORS)
@@ -84,3 +90,7 @@ INDEXES = {
         "missing: model-00002-of-9999",
     ),
 }
+
+if __name__ == "__main__":
+    for name, (break_, _) in INDEXES.items():
+        break_(sharded_model(Path(sys.argv[1]) / name))

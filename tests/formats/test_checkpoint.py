@@ -99,7 +99,7 @@ def test_broken_sets_of_shards(name, tmp_path):
     break_(sharded_model(tmp_path))
     with pytest.raises(FormatError) as caught:
         read_checkpoint(tmp_path)
-    assert message in str(caught.value)
+    assert message in str(caught.value).replace(str(tmp_path), "")
     assert str(tmp_path) in caught.value.where
     assert len(str(caught.value)) < 1500
 

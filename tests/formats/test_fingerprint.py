@@ -3,11 +3,10 @@ import time
 
 import numpy as np
 import pytest
-from corpus.folders import TENSORS, adapter, sharded_model, single_model, write_json
-from safetensors.numpy import save_file
+from corpus.folders import TENSORS, sharded_model, single_model, write_json
 
 from suture.errors import InputError
-from suture.formats import adapter_digest, file_sha256, fingerprint, read_adapter, read_checkpoint
+from suture.formats import file_sha256, fingerprint, read_checkpoint
 
 
 def fingerprint_of(folder, tensors):
@@ -99,11 +98,3 @@ def test_the_sha256_of_a_file_is_that_of_its_bytes(tmp_path, n_bytes):
 def test_the_sha256_of_no_file_is_an_error(tmp_path):
     with pytest.raises(InputError, match="cannot be opened"):
         file_sha256(tmp_path / "none")
-
-
-def test_an_adapters_digest_covers_config_and_weights_and_no_path(tmp_path):
-    first = adapter_digest(read_adapter(adapter(tmp_path / "a")))
-    assert first == adapter_digest(read_adapter(adapter(tmp_path / "b")))
-    assert first != adapter_digest(read_adapter(adapter(tmp_path / "c", {"peft_type": "LORA", "r": 4})))
-    save_file({"w": np.ones(3)}, tmp_path / "b" / "adapter_model.safetensors")
-    assert first != adapter_digest(read_adapter(tmp_path / "b"))

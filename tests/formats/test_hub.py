@@ -85,7 +85,7 @@ class TestFolders:
 )  # fmt: skip
 def test_malformed_ids_are_refused_without_a_lookup(source, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="there is no such folder"):
         locate(source)
 
 

@@ -62,9 +62,9 @@ def test_tensors_come_by_offset_whatever_the_order_in_the_header(tmp_path):
 def test_malformed(name, tmp_path):
     content, message = HEADERS[name]
     write(tmp_path, content)
-    with pytest.raises(FormatError, match=r"(?s).") as caught:
+    with pytest.raises(FormatError) as caught:
         read_header(tmp_path, "t.safetensors")
-    assert message in str(caught.value)
+    assert message in str(caught.value).replace(str(tmp_path), "")
     assert caught.value.where.startswith(str(tmp_path / "t.safetensors"))
     assert len(str(caught.value)) < 1000
 

@@ -19,7 +19,9 @@ def delta(weight, a_shape, b_shape, **more):
     names = {"A": tensor("A", *a_shape), "B": tensor("B", *b_shape)}
     update = expert_lora.bind(target(weight, rank=R, **more), names)
     products = [(f := factors(t, arrays))["B"] @ f["A"] for t in update.terms]
-    assert [(t.start, t.stop) for t in update.terms] == [(e * weight.shape[1], (e + 1) * weight.shape[1]) for e in range(E)]
+    assert [(t.start, t.stop) for t in update.terms] == [
+        (e * weight.shape[1], (e + 1) * weight.shape[1]) for e in range(E)
+    ]
     return np.stack(products), arrays["A"].reshape(E, R, -1), arrays["B"]
 
 

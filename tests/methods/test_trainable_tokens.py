@@ -25,7 +25,9 @@ def test_named_rows_are_replaced_and_no_others(size):
     np.testing.assert_array_equal(got, expected)
 
 
-@pytest.mark.parametrize(("ids", "code"), [((1, 2), "M305"), ((1, 1, 2), "M305"), ((1, 2, 9), "T403"), ((1, 2, -1), "T403")])
+@pytest.mark.parametrize(
+    ("ids", "code"), [((1, 2), "M305"), ((1, 1, 2), "M305"), ((1, 2, 9), "T403"), ((1, 2, -1), "T403")]
+)
 def test_wrong_ids_are_refused(ids, code):
     with pytest.raises(BindError) as error:
         trainable_tokens.bind(target(TABLE, token_ids=ids), {"D": tensor("D", 3, 4)})

@@ -73,6 +73,18 @@ def test_float32_stays_within_the_bound(method, compute, loosest, seed):
     assert limits.error.max() < loosest * error.max()
 
 
+def test_the_norm_of_a_long_row_may_be_summed_in_any_order():
+    w = np.full((1, 50_000), 0.1, np.float32)  # every sum of equal squares rounds the same way
+    f = {"A": np.zeros((1, 50_000), np.float32), "B": np.zeros((1, 1), np.float32), "m": np.ones(1, np.float32)}
+    term = Term("dora", "m", {}, 1.0, 0, 1, 1)
+    wide = {k: v.astype(np.float64) for k, v in f.items()}
+    exact = METHODS["dora"].rows(w.astype(np.float64), wide, 1.0, slice(0, 1))
+    step = Step(term, wide, wide, w.astype(np.float64), exact, slice(0, 1))
+    error = np.abs(w / np.sqrt(one_by_one(w * w, 1)) - exact).max()
+    assert error > 100 * FLOAT32_UNIT * exact.max()
+    assert error <= bound(step, np.zeros_like(exact), FLOAT32_UNIT).error.max()
+
+
 def test_the_bound_of_lora_is_the_one_in_the_docstring():
     w, f = inputs()
     step = step_of("lora", w, f)

@@ -83,6 +83,17 @@ def test_only_a_16_bit_input_explains_an_update_in_16_bits(tmp_path, factors, pa
     assert verify_folder(*made.given).ok == passes
 
 
+def test_a_base_that_was_cast_before_the_merge(tmp_path):
+    made = make(tmp_path, "F32")
+    through = lambda x: to_float(from_float(np.ascontiguousarray(x), "BF16"), "BF16")  # noqa: E731
+    tensors = recast(computed(made), "BF16")
+    cast_first = computed(made, {DOWN: lambda w, d: through(w) + d, QKV: lambda w, d: through(w) + d})
+    write_as_another_tool(made, tensors | recast({n: cast_first[n] for n in (DOWN, QKV)}, "BF16"))
+    verdict = verify_folder(*made.given, full=True)
+    assert verdict.ok, verdict
+    assert "rounded more than once" in check(verdict, "tensors that change").detail
+
+
 @pytest.mark.parametrize("factor", [0.0, 0.9, 1.1, 2.0])
 def test_several_roundings_do_not_excuse_another_update(tmp_path, factor):
     made = make(tmp_path)

@@ -88,6 +88,30 @@ def test_a_replaced_tensor_comes_from_the_adapter(tmp_path):
     assert only_wrong(made).tensor == NORM
 
 
+def test_a_source_may_begin_at_a_later_row(tmp_path):
+    made = make(tmp_path)
+    qkv, norm = made.checkpoint.tensors[QKV], made.checkpoint.tensors[NORM]
+    terms = [term(made.adapter, "q")]
+    operations = [
+        operation(norm),
+        operation(qkv, tensor="copied", source=Source("base", qkv, 32), shape=(64, 32)),
+        operation(qkv, terms, tensor="merged", source=Source("base", qkv, 64), shape=(32, 32)),
+    ]
+    made = write(Made(made.checkpoint, made.adapter, planned(made.checkpoint, made.adapter, operations), made.folder))
+    for full in (True, False):
+        verdict = verdict_of(made, full=full)
+        assert not verdict.wrong
+        assert all(c.ok for c in verdict.checks if c.name.startswith("tensors that"))
+
+
+@pytest.mark.parametrize("size", [0.003, 0.01, 0.03])
+@pytest.mark.parametrize(("times", "words"), [(0, "missing"), (2, "twice"), (3, "3 times too large")])
+def test_the_best_explanation_is_given_where_several_fit(tmp_path, size, times, words):
+    made = make(tmp_path, size=size)  # updates from a hundredth of an ulp to an ulp
+    write(made, computed(made, {DOWN: lambda w, d: w + times * d}))
+    assert words in only_wrong(made).detail
+
+
 @pytest.mark.parametrize("tensor", [EMBED, NORM, TABLE])
 @pytest.mark.parametrize("at", [0, -1])
 def test_one_bit_of_a_copied_tensor(tmp_path, tensor, at):

@@ -262,8 +262,9 @@ def embeddings(model: Any) -> tuple[str | None, str | None]:
 
 def tied_groups(model: Any) -> tuple[tuple[str, ...], ...]:
     """Names that are one tensor, by declaration or by identity; the first of each group is the one others follow."""
+    saved = model.state_dict().keys()
     tensors = dict(model.named_parameters(remove_duplicate=False))
-    tensors |= dict(model.named_buffers(remove_duplicate=False))
+    tensors |= {n: b for n, b in model.named_buffers(remove_duplicate=False) if n in saved}
     declared = model.get_expanded_tied_weights_keys(all_submodels=True)
     root = {name: name for name in tensors}
 

@@ -10,12 +10,15 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import typer
 
 from suture.cli import _output
 from suture.errors import Findings, Interrupted, NotVerified, SutureError
-from suture.values import Finding
+
+if TYPE_CHECKING:
+    from suture.values import Finding
 
 BUG, BROKEN_PIPE = 70, 141
 ISSUES = "Please report it with the command you ran and the output of the same command with --debug."

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from suture.errors import UsageError
-from suture.values import Options
 
 if TYPE_CHECKING:
     from suture.pipeline import Reading
+    from suture.values import Options
     from suture.verify import LogitsSettings
 
 
@@ -126,6 +126,8 @@ class Choices:
         codes = tuple(sorted({code.upper() for code in self.ignore or ()}))
         if codes:
             _check_codes(codes)
+        from suture.values import Options
+
         dtype = self.dtype.value.upper() if self.dtype else None
         return Options(tied=self.tied.value, dtype=dtype, tokenizer=self.tokenizer.value, ignore=codes)
 

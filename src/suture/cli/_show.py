@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from suture.cli._output import counted, line, size, styled
-from suture.values import Finding, LogitsReport, Plan, TensorVerdict, Verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from suture.cli.merge import Merged
     from suture.inspection import AdapterFacts, BaseFacts, Inspection, Trainable
     from suture.pages import Page
+    from suture.values import Finding, LogitsReport, Plan, TensorVerdict, Verdict
 
 COLOURS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 SHOWN = 5  # findings of one rule, or wrong tensors, before the rest is only counted
@@ -37,10 +37,10 @@ def findings(out: Console, found: Sequence[Finding], *, ignored: Collection[str]
         line(out)
     errors = [f for f in found if f.severity == "error" and f.code not in ignored]
     warnings = [f for f in found if f.severity == "warning"]
-    summary = f"{counted(len(errors), 'error')}, {counted(len(warnings), 'warning')}"
-    line(out, styled(summary, "bold red" if errors else "bold green"))
     if errors:
         line(out, styled(f"`suture explain {errors[0].code}` tells more.", "dim"))
+    summary = f"{counted(len(errors), 'error')}, {counted(len(warnings), 'warning')}"
+    line(out, styled(summary, "bold red" if errors else "bold green"))
 
 
 def _finding(out: Console, finding: Finding) -> None:

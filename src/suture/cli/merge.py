@@ -6,11 +6,14 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from suture.cli import _output, _progress, _show
 from suture.cli._command import Answer
 from suture.cli._options import Choices, Durability, Forward, OutOption, Pair, Running, Sources, Thoroughness
-from suture.values import Plan, Receipt, Verdict
+
+if TYPE_CHECKING:
+    from suture.values import Plan, Receipt, Verdict
 
 
 @dataclass(frozen=True, slots=True)

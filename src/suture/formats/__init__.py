@@ -2,13 +2,12 @@
 
 from suture.formats.adapters.peft import read_adapter
 from suture.formats.checkpoint import read_checkpoint
-from suture.formats.fingerprint import adapter_digest, file_sha256, fingerprint
+from suture.formats.fingerprint import file_sha256, fingerprint
 from suture.formats.listing import other_weights
 from suture.formats.reading import TensorReader
 
 __all__ = [
     "TensorReader",
-    "adapter_digest",
     "file_sha256",
     "fingerprint",
     "other_weights",

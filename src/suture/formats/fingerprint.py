@@ -1,4 +1,4 @@
-"""Identity of inputs: a cheap fingerprint of a checkpoint, a digest of an adapter, the sha256 of a file."""
+"""Identity of inputs: a cheap fingerprint of a checkpoint, and the sha256 of a file."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import hashlib
 import json
 from pathlib import Path
 
-from suture.codec import digest
 from suture.errors import InputError
-from suture.formats.files import inside, open_regular, read_exact
+from suture.formats.files import open_regular, read_exact
 from suture.formats.reading import TensorReader
-from suture.values import Adapter, Checkpoint, TensorInfo
+from suture.values import Checkpoint, TensorInfo
 
 BLOCK_BYTES = 4096
 N_BLOCKS = 3
@@ -45,12 +44,6 @@ def _positions(info: TensorInfo) -> list[int]:
         return [0] if info.n_bytes else []
     seed = hashlib.sha256(info.name.encode()).digest()
     return [int.from_bytes(seed[8 * i : 8 * i + 8], "big") % (last + 1) for i in range(N_BLOCKS)]
-
-
-def adapter_digest(adapter: Adapter) -> str:
-    """sha256 over an adapter's config and its weight file: equal digests mean the same adapter."""
-    weights = file_sha256(inside(adapter.folder, adapter.file))
-    return digest({"config": adapter.config, "weights": weights})
 
 
 def file_sha256(path: Path) -> str:

@@ -58,9 +58,7 @@ def oriented(target: Target, weight: Param, a: TensorInfo, b: TensorInfo) -> dic
     stored = (weight.shape[0], matrix_cols(weight.shape, weight.kind))
     straight, swapped = {"A": va, "B": vb}, {"A": vb.T, "B": va.T}
     n_out, n_in = vb.size[0], va.size[1]
-    if weight.kind == "Conv1D":
-        fits, factors = stored == (n_in, n_out), swapped
-    elif weight.kind == "Unknown" and stored != (n_out, n_in):
+    if weight.kind == "Conv1D" or (weight.kind == "Unknown" and stored != (n_out, n_in)):
         fits, factors = stored == (n_in, n_out), swapped
     else:
         fits, factors = (stored[0] >= n_out if _grows(weight) else stored[0] == n_out) and stored[1] == n_in, straight

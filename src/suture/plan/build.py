@@ -18,10 +18,11 @@ from suture.values import (
     Plan,
     Problem,
     Settled,
-    SideFile,
+    Sides,
     Source,
     TensorInfo,
     Update,
+    Why,
 )
 
 SCHEMA = 1
@@ -44,13 +45,17 @@ class Draft:
 
 
 def build_plan(
-    checkpoint: Checkpoint, draft: Draft, settled: Settled, identity: Identity, side_files: Iterable[SideFile],
-    options: Options, *, tie_flags: Iterable[tuple[str, ...]] = (),
-) -> Plan:  # fmt: skip
-    """Everything the merge will do. A draft with problems is a programming error: they are findings, reported before."""
+    checkpoint: Checkpoint,
+    draft: Draft,
+    settled: Settled,
+    identity: Identity,
+    sides: Sides,
+    options: Options,
+) -> Plan:
+    """Everything the merge will do. A draft with problems is a programming error: they were findings before."""
     assert not draft.problems
     laid = layout.lay_out(draft.operations, {s.name: s.metadata for s in checkpoint.shards})
-    texts = generated_texts(checkpoint, laid, tuple(tie_flags) if settled.untied else (), options)
+    texts = generated_texts(checkpoint, laid, settled.tie_flags, options)
     return Plan(
         schema=SCHEMA,
         base_fingerprint=identity.base_fingerprint,
@@ -59,9 +64,9 @@ def build_plan(
         operations=laid.operations,
         files=laid.files,
         texts=texts,
-        side_files=tuple(f for f in side_files if f.name not in texts),
+        side_files=tuple(f for f in sides.files if f.name not in texts),
         untied=tuple(u.members for u in settled.untied),
-        notes=(*settled.notes, *_cast_notes(laid.operations)),
+        notes=(*settled.notes, *sides.notes, *_cast_notes(laid.operations)),
     )
 
 
@@ -102,9 +107,7 @@ def _changes(
     return [(updates[part.param], cut.carry(updates[part.param], part, param)) for part, param in reached]
 
 
-def _operation(
-    tensor: TensorInfo, name: str, changes: list[tuple[Update, cut.Carried]], options: Options
-) -> Operation:
+def _operation(tensor: TensorInfo, name: str, changes: list[tuple[Update, cut.Carried]], options: Options) -> Operation:
     terms = tuple(term for _, carried in changes for term in carried.terms)
     source, shape = Source("base", tensor), tensor.shape
     for update, carried in changes:
@@ -129,7 +132,7 @@ def _operation(
     )
 
 
-def _why(source: Source, *, changed: bool, cast: bool) -> str:
+def _why(source: Source, *, changed: bool, cast: bool) -> Why:
     if changed:
         return "merge"
     if source.origin == "adapter":

@@ -31,7 +31,7 @@ def generated_texts(
 def patched_config(
     checkpoint: Checkpoint, operations: Iterable[Operation], tie_flags: Iterable[tuple[str, ...]], options: Options
 ) -> Json:
-    """config.json of the merged model: tie flags off where the pair came apart, the new vocabulary size, the new dtype."""
+    """config.json of the merged model: tie flags off where a pair came apart, the vocabulary's size, the dtype."""
     config = copy.deepcopy(dict(checkpoint.config))
     for path in tie_flags:
         _set(config, path, False)
@@ -54,7 +54,8 @@ def _resized_rows(checkpoint: Checkpoint, operations: Iterable[Operation]) -> se
 def _set(config: dict[str, Any], path: tuple[str, ...], value: object) -> None:
     *parents, key = path
     for name in parents:
-        config = config.setdefault(name, {})
+        config[name] = dict(config.get(name) or {})
+        config = config[name]
     config[key] = value
 
 
@@ -83,4 +84,7 @@ def index_of(checkpoint: Checkpoint, laid: Layout) -> Mapping[str, Any] | None:
     metadata = {**checkpoint.index_metadata, "total_size": total}
     if "total_parameters" in metadata:
         metadata["total_parameters"] = sum(op.rows * op.cols for op in laid.operations)
-    return {"metadata": metadata, "weight_map": {op.tensor: op.file for op in sorted(laid.operations, key=lambda o: o.tensor)}}
+    return {
+        "metadata": metadata,
+        "weight_map": {op.tensor: op.file for op in sorted(laid.operations, key=lambda o: o.tensor)},
+    }

@@ -15,7 +15,7 @@ class NotExpressible(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """An update as seen from one checkpoint tensor: its terms, the matrix's columns, the parameter's row it begins at."""
+    """An update as seen from one checkpoint tensor: its terms, its columns, the parameter's row it begins at."""
 
     terms: tuple[Term, ...]
     cols: int
@@ -77,11 +77,9 @@ def _rows(term: Term, start: int, stop: int) -> Term:
     first, last = max(term.start, start), min(term.stop, stop)
     cut = (first - term.start, last - term.start)
     factors = _along(term, "rows", cut)
-    kept = term.rows_changed
-    if kept:
-        if cut != (0, term.stop - term.start):
-            raise NotExpressible("single rows of a tensor that is only partly here")
-    return replace(term, factors=factors, start=first - start, stop=last - start, rows_changed=kept)
+    if term.rows_changed and cut != (0, term.stop - term.start):
+        raise NotExpressible("single rows of a tensor that is only partly here")
+    return replace(term, factors=factors, start=first - start, stop=last - start)
 
 
 def _cols(term: Term, left: int, right: int) -> Term:

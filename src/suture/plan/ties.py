@@ -53,10 +53,10 @@ def settle(
     problems = [p for g in apart for p in _objections(g, policy)]
     problems += _row_problems(arch, updates)
     if not apart or problems:
-        return Settled(updates, (), tuple(problems), ())
+        return Settled(updates, (), (), tuple(problems), ())
     untied = tuple(_untied(g, checkpoint, arch, updates) for g in groups)
     notes = tuple(f"{' and '.join(u.members)} are untied: {u.why}" for u in untied)
-    return Settled(updates, untied, (), notes)
+    return Settled(updates, untied, arch.tie_flags, (), notes)
 
 
 def _group(
@@ -89,7 +89,9 @@ def _propagated(tie: Tie, own: Mapping[str, Update], arch: Arch, frozen: Mapping
     """
     shared = dict(own)
     resized = next((frozen[m] for m in tie.members if m in frozen and _is_resized(m, frozen[m], arch)), None)
-    in_place = next((u for u in own.values() if u.replacement and u.replacement.name.endswith(".base_layer.bias")), None)
+    in_place = next(
+        (u for u in own.values() if u.replacement and u.replacement.name.endswith(".base_layer.bias")), None
+    )
     embedding = own.get(f"{arch.input_embedding}.weight")
     tokens = tuple(t for t in embedding.terms if t.method == "trainable_tokens") if embedding else ()
     for member in tie.members:
@@ -138,9 +140,9 @@ def _objections(group: _Group, policy: TiedPolicy) -> list[Problem]:
             Problem(
                 "T402",
                 names,
-                f"the adapter changes them differently, and this architecture cannot keep them apart: {group.tie.why}",
+                f"the adapter changes them differently, and this model cannot keep them apart: {group.tie.why}",
                 "an adapter that changes all of them in the same way, or none",
-                "Train without the embeddings and the head, or with ensure_weight_tying; or serve the adapter unmerged.",
+                "Train without embeddings and head, or with ensure_weight_tying; or serve the adapter unmerged.",
             )
         ]
     return []
@@ -161,7 +163,7 @@ def _row_problems(arch: Arch, updates: Mapping[str, Update]) -> list[Problem]:
             " and ".join(ends),
             f"they would have different numbers of rows ({', '.join(f'{e}: {n}' for e, n in after.items())})",
             "the rows of the resized vocabulary at both ends; new rows cannot be made up",
-            "Train with both ends in modules_to_save (or both as LoRA targets), so that the new rows of both are in the file.",
+            "Train with both ends in modules_to_save, or both as LoRA targets, so that the file has the rows of both.",
         )
     ]
 

@@ -6,9 +6,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from suture.plan import Draft
-from suture.sides import Sides
 from suture.stats import Stats
-from suture.values import Adapter, Arch, Checkpoint, Finding, Options, Resolved, Settled, Severity
+from suture.values import Adapter, Arch, Checkpoint, Finding, Options, Resolved, Settled, Severity, Sides
 
 
 @dataclass(frozen=True, slots=True)

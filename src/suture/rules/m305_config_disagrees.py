@@ -44,9 +44,10 @@ def check(case: Case) -> Iterable[Finding]:
     config, strangers = case.adapter.config, any(p.code == "M301" for p in case.resolved.problems)
     if config.get("peft_type") != "LORA" or strangers or not case.adapter.tensors:
         return
-    present = {_today(key, module, case): key for key, module in case.resolved.used.items()}
+    whole = {part.tensor: part.param for part in case.arch.parts if not part.index and part.rows is None}
+    present = {_today(key, module, case.arch, whole): key for key, module in case.resolved.used.items()}
     unbound = set(case.resolved.leftover)  # they lead to a module, and another rule says what is wrong with them
-    claimed = targets.expected(config, case.arch).tensors.keys() | _claimed_on_disk(case)
+    claimed = targets.expected(config, case.arch).tensors.keys() | _claimed_on_disk(case, whole)
     twins = _twins(case.arch)
     missing = {key for key in claimed - unbound if key not in present and not _is_shared(key, present, twins)}
     extra = {present[key] for key in present if key not in claimed and not _is_allowed(key, claimed, case, twins)}
@@ -74,23 +75,20 @@ def _extra(case: Case, keys: set[str]) -> Iterable[Finding]:
         )
 
 
-def _today(key: str, module: str, case: Case) -> str:
+def _today(key: str, module: str, arch: Arch, whole: Mapping[str, str]) -> str:
     """A key with the module's name in memory, for adapters that use the name on disk."""
-    if f"{module}.weight" in case.arch.params or not key.startswith(PREFIX + module):
+    tensor = f"{module}.weight"
+    if tensor in arch.params or tensor not in whole:
         return key
-    for part in case.arch.parts:
-        if part.tensor == f"{module}.weight" and not part.index and part.rows is None:
-            return PREFIX + part.param.removesuffix(".weight") + key.removeprefix(PREFIX + module)
-    return key
+    return PREFIX + whole[tensor].removesuffix(".weight") + key.removeprefix(PREFIX + module)
 
 
-def _claimed_on_disk(case: Case) -> set[str]:
+def _claimed_on_disk(case: Case, whole: Mapping[str, str]) -> set[str]:
     """Keys that the config asks for by names on disk (older generations, single experts), under today's names.
 
     They count where the file itself uses such names.
     """
     config, params = case.adapter.config, case.arch.params
-    whole = {part.tensor: part.param for part in case.arch.parts if not part.index and part.rows is None}
     keys, written = set(), set()
     for name, tensor in case.checkpoint.tensors.items():
         module = name.removesuffix(".weight")

@@ -13,8 +13,8 @@ no output for it cannot say it.
 From the shapes in both headers and from `trainable_token_indices`, before anything is written.
 
 ## How to fix
-Save the adapter with `save_embedding_layers=True`, so that all resized matrices are in the file; or resize the base as
-it was done for training, save it, and merge onto that.
+Train with both ends in `modules_to_save`, or both as LoRA targets, so that the file has the rows of both; or resize
+the base as it was done for training, save it, and merge onto that.
 
 ## References
 - huggingface/peft#1300, huggingface/peft#2898: which embeddings are saved

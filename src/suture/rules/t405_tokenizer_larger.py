@@ -12,8 +12,8 @@ resized, or was resized and not saved.
 The tokens in the adapter's tokenizer are counted and compared with the rows of the input embedding after the merge.
 
 ## How to fix
-Save the adapter with `save_embedding_layers=True`, so that the resized embedding is in the file, or pass
-`--tokenizer base` if the new tokens are not needed.
+Train with the resized embedding in `modules_to_save`, or with `trainable_token_indices`, so that its rows are in the
+file; or pass `--tokenizer base` if the new tokens are not needed.
 
 ## References
 - huggingface/peft#1300, huggingface/peft#2898: which embeddings are saved
@@ -36,7 +36,7 @@ def check(case: Case) -> Iterable[Finding]:
             f"{case.adapter.folder.name}: tokenizer",
             f"it has {n_tokens:,} tokens, the merged model's {case.arch.input_embedding} has {n_rows:,} rows",
             "a row for every token",
-            "Save the adapter with save_embedding_layers=True, or pass --tokenizer base.",
+            "Train with the resized embedding in modules_to_save, or pass --tokenizer base.",
         )
 
 

@@ -63,10 +63,14 @@ class _Sample:
 
     def fits(self, exact: Floats, extra: Floats | float = 0.0) -> bool:
         """True when nearly all stored values are `exact`, with slack for roundings on the way."""
-        fmt = FORMATS[self.subject.found.dtype]
-        error = self.expected.error + 2 * fmt.half_ulp(np.abs(exact))
-        expected = Expected(self.expected.source, exact, error, self.expected.update + extra)
-        return bool(np.mean(judge.passes(self.subject, self.stored, expected)) >= NEARLY_ALL)
+        slack = 2 * FORMATS[self.subject.found.dtype].half_ulp(np.abs(exact))
+        return self.share(exact, extra, slack) >= NEARLY_ALL
+
+    def share(self, exact: Floats, extra: Floats | float = 0.0, slack: Floats | float = 0.0) -> float:
+        """The share of the stored values that are `exact`, up to rounding."""
+        e = self.expected
+        expected = Expected(e.source, exact, e.error + slack, e.update + extra)
+        return float(np.mean(judge.passes(self.subject, self.stored, expected)))
 
 
 def why(subject: Subject, siblings: Iterable[Operation]) -> Reason:
@@ -164,9 +168,9 @@ def _words(sample: _Sample, terms: tuple[Term, ...]) -> str | None:
         return f"the adapter changes nothing here, but {n_wrong} of {right.size} looked-at values differ"
     if np.isnan(sample.stored).any() and not np.isnan(expected.exact).any():
         return "there are NaNs that base + adapter does not give"
-    for share, words in sorted(_hypotheses(terms), key=lambda h: abs(h[0] - applied)):
-        if sample.fits(expected.source + share * update):
-            return words
+    known = _known_mistake(sample, terms)
+    if known is not None:
+        return known
     if n_wrong < FEW * right.size:
         return f"{n_wrong} of {right.size} looked-at values are wrong, the others right"
     if sample.fits(expected.source + applied * update):
@@ -175,6 +179,20 @@ def _words(sample: _Sample, terms: tuple[Term, ...]) -> str | None:
     if cosine < UNRELATED:
         return "another update than this adapter's"
     return f"{n_wrong} of {right.size} looked-at values are farther off than rounding explains"
+
+
+def _known_mistake(sample: _Sample, terms: tuple[Term, ...]) -> str | None:
+    """The hypothesis that most values are exactly a rounding of, among those that explain nearly all.
+
+    The projection does not decide: of an update smaller than an ulp, rounding leaves an uncertain share.
+    """
+    best, words = 0.0, None
+    for share, said in _hypotheses(terms):
+        exact = sample.expected.source + share * sample.update
+        exactly = sample.share(exact) if sample.fits(exact) else 0.0
+        if exactly > best:
+            best, words = exactly, said
+    return words
 
 
 def _norm(x: Floats) -> float:

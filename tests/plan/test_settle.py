@@ -105,7 +105,9 @@ def test_ends_with_different_numbers_of_rows_are_a_problem():
 
 def test_rows_may_not_grow_at_one_end_of_an_untied_model():
     resolved = Resolved({EMBED: whole(EMBED, ROWS + 2)}, {}, {}, {}, (), ())
-    result = settle(base(EMBED, HEAD), replace(arch(), ties=()), resolved, "auto", lambda a, b: False, lambda a, b: False)
+    result = settle(
+        base(EMBED, HEAD), replace(arch(), ties=()), resolved, "auto", lambda a, b: False, lambda a, b: False
+    )
     assert [p.code for p in result.problems] == ["T403"]
 
 
@@ -114,7 +116,9 @@ def test_a_bias_trained_in_place_is_every_members():
     assert (result.untied, set(result.updates)) == ((), {EMBED, HEAD})
 
 
-@pytest.mark.parametrize(("policy", "separable", "code"), [("keep", True, "T401"), ("refuse", True, "T401"), ("auto", False, "T402")])
+@pytest.mark.parametrize(
+    ("policy", "separable", "code"), [("keep", True, "T401"), ("refuse", True, "T401"), ("auto", False, "T402")]
+)
 def test_refusals(policy, separable, code):
     result = settled(lora(HEAD), policy=policy, separable=separable)
     assert ([p.code for p in result.problems], result.untied) == ([code], ())
