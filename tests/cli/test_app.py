@@ -47,9 +47,13 @@ def test_nothing_heavy_is_imported_at_the_start():
 
 @pytest.mark.slow
 def test_help_is_fast():
+    assert min(seconds_of_help() for _ in range(5)) < 0.3
+
+
+def seconds_of_help():
     start = time.monotonic()
     subprocess.run([sys.executable, "-m", "suture", "--help"], check=True, stdout=subprocess.DEVNULL)
-    assert time.monotonic() - start < 0.3
+    return time.monotonic() - start
 
 
 def test_the_version(run):

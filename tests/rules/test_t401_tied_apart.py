@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from rule_cases import BOTH, EMBED, HEAD, HIDDEN, VOCAB, adapter, findings, only, pair, random
+from rule_cases import BOTH, EMBED, HEAD, HIDDEN, VOCAB, adapter, findings, head_only, only, random
 
 from suture.values import Options
-
-
-def head_only(folder):
-    return adapter(folder, pair(HEAD, HIDDEN, VOCAB), target_modules=["lm_head"])
 
 
 def test_the_pair_comes_apart(tied_base, tmp_path):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from rule_cases import adapter, findings, only, pair
-from test_t401_tied_apart import head_only
+from rule_cases import adapter, findings, head_only, only, pair
 
 
 def test_the_head_of_t5(base_of, tmp_path):

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
-from rule_cases import BOTH, adapter, findings, llama, only
+from rule_cases import BOTH, adapter, findings, llama, only, tokenizer
 
 from suture.values import Options
 
 WORDS = {"a": 0, "b": 1, "c": 2}
-
-
-def tokenizer(folder, vocabulary):
-    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": []}))
-    return folder
 
 
 @pytest.fixture

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from rule_cases import BOTH, EMBED, HEAD, HIDDEN, VOCAB, adapter, findings, llama, only, random
-from test_t404_tokenizer_contradicts import tokenizer
+from rule_cases import BOTH, EMBED, HEAD, HIDDEN, VOCAB, adapter, findings, llama, only, random, tokenizer
 
 from suture.values import Options
 

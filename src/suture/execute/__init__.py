@@ -65,7 +65,7 @@ def run(
             require_unchanged(plan, inputs, before)
             receipt = make_receipt(plan, inputs, kernel, sha256)
             stage.text(RECEIPT, receipt_bytes(receipt))
-            stage.sync_folders()
+            stage.wait_for_disk()
             stage.check()
         return hand_over(claimed, receipt)
 

@@ -66,7 +66,7 @@ class Worker:
         self._chunk = memoryview(bytearray(CHUNK_BYTES))
 
     def run(self, queue: Queue) -> None:
-        """Work until no piece is left, and every file is hashed and synced."""
+        """Work until no piece is left, and every file is hashed."""
         file = ""
         while (piece := queue.take(file)) is not None:
             file = piece.file

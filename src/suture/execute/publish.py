@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from suture.errors import NotVerified, OutputError
+from suture.execute.disk import sync_folder, writing
 from suture.execute.receipt import RECEIPT, receipt_bytes
-from suture.execute.staging import check_output, discard, reclaim, release, sync_folder, writing
+from suture.execute.staging import check_output, discard, reclaim, release
 from suture.values import Staged, Verdict
 
 

@@ -14,9 +14,9 @@ import fcntl
 import hashlib
 import logging
 import os
-import resource
 import shutil
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from suture.errors import (
     OutputExists,
     OutputLocked,
 )
+from suture.execute.disk import NOT_SUPPORTED, allow_open_files, sync_folder, writing
 from suture.execute.journal import Head, finished, head_line, piece_line
 from suture.execute.pieces import header_bytes
 from suture.execute.stop import Stop
@@ -34,8 +35,6 @@ from suture.formats.files import inside, open_regular, read_exact
 from suture.values import OutputFile, Plan, Receipt, Staged
 
 CHUNK_BYTES = 1 << 20
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.ENOLCK)
 _OTHER_DISK = "Write to another disk. Nothing was written."
 
 log = logging.getLogger(__name__)
@@ -166,7 +165,7 @@ def _locked(out: Path, folder: Path) -> int:
                 "another process is writing this output", where=str(out), do="Wait for it, or stop it."
             ) from error
         except OSError as error:
-            if error.errno not in _NOT_SUPPORTED:
+            if error.errno not in NOT_SUPPORTED:
                 raise
             log.warning("%s: this file system has no locks; do not start a second merge into it", out.parent)
         if path.exists() and path.stat().st_ino == os.fstat(lock).st_ino:
@@ -194,11 +193,13 @@ class Stage:
         self.done: frozenset[int] = frozenset()  # pieces that an earlier run has written
         self._durable = durable
         self._open: dict[str, int] = {}
+        self._syncer = ThreadPoolExecutor(1, thread_name_prefix="suture-sync")
+        self._syncs: list[Future[None]] = []
         self._journal = -1
 
     def open(self, head: Head, n_pieces: int) -> None:
         """Open all weight files at their full size, with what an earlier run has written."""
-        _allow_open_files(2 * len(self._files) + 100)
+        allow_open_files(2 * len(self._files) + 100)
         with self._writing(self._folder):
             self.done = self._left_by_earlier_run(head, n_pieces)
             if not self.done:
@@ -234,11 +235,20 @@ class Stage:
             os.write(self._journal, piece_line(piece))
 
     def sync(self, file: str) -> None:
-        """Have the disk hold a weight file, if the run is to be durable."""
+        """Have the disk begin to take a finished weight file, if the run is to be durable, while others are written."""
+        if self._durable:
+            self._syncs.append(self._syncer.submit(self._sync, file))
+
+    def wait_for_disk(self) -> None:
+        """Return when the disk holds all that was written, names included, if the run is to be durable."""
+        for sync in self._syncs:
+            sync.result()
         if not self._durable:
             return
-        with self._writing(self._folder / file):
-            os.fsync(self._open[file])
+        with self._writing(self._folder):
+            folders = [p for p in self._folder.rglob("*") if p.is_dir()]
+            for folder in (*sorted(folders), self._folder):
+                sync_folder(folder)
 
     def text(self, name: str, data: bytes) -> str:
         """Write a small file; its sha256."""
@@ -249,21 +259,17 @@ class Stage:
         return self._new(name, _chunks(folder, name))
 
     def close(self) -> None:
-        """Close all descriptors."""
+        """Close all files."""
+        self._syncer.shutdown(cancel_futures=True)
         for descriptor in (*self._open.values(), self._journal):
             if descriptor >= 0:
                 os.close(descriptor)
         self._open.clear()
         self._journal = -1
 
-    def sync_folders(self) -> None:
-        """Have the disk hold the names of all that was written, if the run is to be durable."""
-        if not self._durable:
-            return
-        with self._writing(self._folder):
-            folders = [p for p in self._folder.rglob("*") if p.is_dir()]
-            for folder in (*sorted(folders), self._folder):
-                sync_folder(folder)
+    def _sync(self, file: str) -> None:
+        with self._writing(self._folder / file):
+            os.fsync(self._open[file])
 
     def _left_by_earlier_run(self, head: Head, n_pieces: int) -> frozenset[int]:
         """Pieces to be trusted; the journal is cut behind its last complete line, so that it can be continued."""
@@ -332,13 +338,6 @@ class Stage:
         )
 
 
-def _allow_open_files(n: int) -> None:
-    """Large models have more files than some systems let a program open unless it asks."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft not in (resource.RLIM_INFINITY, hard) and soft < n:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (n if hard == resource.RLIM_INFINITY else min(n, hard), hard))
-
-
 def _allocate(descriptor: int, n_bytes: int) -> None:
     """Reserve the file's space now, so that a full disk is found before hours of work."""
     if os.fstat(descriptor).st_size == n_bytes:
@@ -347,7 +346,7 @@ def _allocate(descriptor: int, n_bytes: int) -> None:
         try:
             os.posix_fallocate(descriptor, 0, n_bytes)
         except OSError as error:
-            if error.errno not in _NOT_SUPPORTED:
+            if error.errno not in NOT_SUPPORTED:
                 raise
     os.ftruncate(descriptor, n_bytes)
 
@@ -363,31 +362,3 @@ def _chunks(folder: Path, name: str) -> Iterator[memoryview]:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else -1
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the disk hold the folder's names."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in _NOT_SUPPORTED:  # some network file systems keep names safe by themselves
-            raise
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn what the system refuses into an OutputError that names the path."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _NO_SPACE:
-            raise DiskFull("the disk is full", where=str(path)) from error
-        raise OutputError(
-            f"cannot be written: {error.strerror or error}",
-            where=str(path),
-            expected="a folder that this user can write to",
-            do="Choose another output, or change the permissions. Nothing was written.",
-        ) from error

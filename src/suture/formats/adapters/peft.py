@@ -63,7 +63,7 @@ def read_adapter(
                 f"the weights are pickled ({PICKLE}), and opening a pickle can run code",
                 where=str(folder),
                 expected=WEIGHTS,
-                do="Save the adapter again with a current PEFT, or allow pickle to have its tensors read.",
+                do="Save the adapter with a current PEFT, or pass --allow-pickle: tensors are read, code never runs.",
             )
     if WEIGHTS not in names and need_weights:
         raise InputError(

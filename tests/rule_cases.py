@@ -80,6 +80,17 @@ def embedding_pair(module: str = EMBED, rows: int = VOCAB) -> dict[str, np.ndarr
 BOTH = {**pair(Q0), **pair(Q1)}  # what LORA asks for
 
 
+def head_only(folder: Path) -> Path:
+    """An adapter with LoRA on the head alone."""
+    return adapter(folder, pair(HEAD, HIDDEN, VOCAB), target_modules=["lm_head"])
+
+
+def tokenizer(folder: Path, vocabulary: Mapping[str, int]) -> Path:
+    """Put a tokenizer with these tokens into a folder."""
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": []}))
+    return folder
+
+
 def findings(base: Path, tuned: Path, code: str, options: Options | None = None, **reading: Any) -> list[Finding]:
     """What one rule finds."""
     found = pipeline.check(base, tuned, options=options, deep=True, **reading)
