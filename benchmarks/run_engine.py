@@ -14,7 +14,7 @@ from pathlib import Path
 from suture import execute
 from suture.codec import digest
 from suture.formats import read_adapter, read_checkpoint
-from suture.plan import layout
+from suture.planning import layout
 from suture.values import Adapter, Checkpoint, Operation, Options, Plan, Source, TensorInfo, Term, Verdict, View
 
 PREFIX = "base_model.model."

@@ -15,14 +15,12 @@ import torch
 from peft import PeftModel
 from quiet import expected_warnings
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
 
 ANSWER_TOKENS = 20
 
 
 def compare(base: Path, adapter: Path, result: Path, folders: dict[str, Path]) -> None:
     """Writes answers, quiz score, mean KL in nats and top-1 agreement of each model to a JSON file."""
-    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
     questions, expected = zip(*text.pairs("quiz.jsonl"), strict=True)
 

@@ -12,12 +12,10 @@ import torch
 from peft import PeftModel
 from quiet import expected_warnings
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
 
 
 def merge(base: Path, adapter: Path, out: Path) -> None:
     """Loads the base in its own dtype, merges in memory, saves."""
-    logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     with expected_warnings():
         merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()

@@ -20,14 +20,15 @@ from typing import Any
 from chart import kl_chart
 from model import fetch_base
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 HERE = Path(__file__).parent
 OUT = HERE / "out"
 TRUTH, BASE, PEFT, SUTURE, EXACT = "adapter, unmerged", "base", "PEFT's merge", "Suture's merge", "Suture's, in f32"
 SHOWN = (1, 8, 16)  # questions of the quiz that the table shows
-# A thread that waits must not spin on a core that another process needs; nothing here asks the network.
-ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+# A thread that waits must not spin on a core that another process needs; no progress bars; no question to the Hub.
+ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +83,7 @@ def main() -> None:
 
     console.print()
     console.print(table(found, costs))
-    exact = found["models"][EXACT]["mean_kl"]
-    console.print(
-        "embed_tokens and lm_head are one tensor. PEFT warns of complications and adds both updates to it; "
-        "Suture gives each its own."
-    )
-    console.print(f"What is left of Suture's KL is the rounding to bf16: with --dtype f32 it is {exact:.1e}.\n")
+    console.print(remarks(found, costs))
 
     kl = {name: found["models"][name]["mean_kl"] for name in folders}
     (OUT / "kl.svg").write_text(kl_chart(kl, "Distance from base + live adapter"), encoding="utf-8")
@@ -103,7 +99,7 @@ def table(found: dict[str, Any], costs: dict[str, Cost]) -> Table:
     for name in ("", BASE, f"{TRUTH}\n(the truth)", PEFT, SUTURE):
         rows.add_column(name, ratio=1, overflow="fold")
     for number in SHOWN:
-        rows.add_row(found["questions"][number], *(models[name]["answers"][number] for name in columns))
+        rows.add_row(found["questions"][number], *(escape(models[name]["answers"][number]) for name in columns))
     n = len(found["questions"])
     rows.add_row("right answers", *(f"{models[name]['score']} of {n}" for name in columns))
     rows.add_row("mean KL to the truth", *(measure(models[name], "mean_kl", "{:.2g} nats") for name in columns))
@@ -112,6 +108,18 @@ def table(found: dict[str, Any], costs: dict[str, Cost]) -> Table:
     megabytes = {name: f"{cost.peak_bytes / 1e6:,.0f} MB" for name, cost in costs.items()}
     rows.add_row("peak memory", *(megabytes.get(name, "") for name in columns))
     return rows
+
+
+def remarks(found: dict[str, Any], costs: dict[str, Cost]) -> str:
+    """What the table does not say."""
+    exact, again = found["models"][EXACT]["mean_kl"], costs[EXACT]
+    return (
+        "embed_tokens and lm_head are one tensor. PEFT warns of complications and adds both updates to it;\n"
+        "Suture gives each its own. What is left of Suture's KL is the rounding to bf16: written in float32 by\n"
+        f"--dtype f32, it is {exact:.1e} nats. That second merge took {again.seconds:.1f} s and "
+        f"{again.peak_bytes / 1e6:,.0f} MB, because\n"
+        "Suture keeps its description of a model class; the first may have had to make it.\n"
+    )
 
 
 def measure(model: dict[str, Any], key: str, form: str) -> str:

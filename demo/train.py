@@ -16,7 +16,6 @@ import torch
 from peft import LoraConfig, get_peft_model
 from quiet import expected_warnings
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
 
 EPOCHS = 6
 BATCH = 4
@@ -27,7 +26,6 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "embed_tokens", "lm_head"]
 def train(base: Path, adapter: Path) -> None:
     """Trains for about a minute on two cores and saves the adapter as PEFT does."""
     torch.manual_seed(0)
-    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = with_lora(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32))
     examples = [text.example(tokenizer, question, answer) for question, answer in text.pairs("text.jsonl")]

@@ -27,13 +27,13 @@ if TYPE_CHECKING:  # for type checkers; at run time __getattr__ imports a name w
     from suture.values import Plan as Plan
     from suture.values import Receipt as Receipt
     from suture.values import Verdict as Verdict
-    from suture.verify import LogitsSettings as LogitsSettings
+    from suture.verification import LogitsSettings as LogitsSettings
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Finding": "values",
-    "LogitsSettings": "verify",
+    "LogitsSettings": "verification",
     "Options": "values",
     "Plan": "values",
     "Reading": "pipeline",

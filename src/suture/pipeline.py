@@ -11,7 +11,7 @@ from suture.arch import describe
 from suture.equality import Equality
 from suture.errors import Findings, SutureError
 from suture.formats import file_sha256, fingerprint, read_adapter, read_checkpoint
-from suture.plan import Identity, build_plan, draft_operations, settle
+from suture.planning import Identity, build_plan, draft_operations, settle
 from suture.resolve import resolve
 from suture.rules import diagnose, ignorable
 from suture.rules.base import Case
@@ -30,7 +30,7 @@ from suture.values import (
 )
 
 if TYPE_CHECKING:
-    from suture.verify import LogitsSettings
+    from suture.verification import LogitsSettings
 
 Progress = Callable[[str, int, int], None]  # stage, bytes done since the last call, bytes in all
 
@@ -162,7 +162,7 @@ def merge(  # noqa: PLR0913 - keywords of the public interface
         NotVerified: the written files are not what base + adapter gives.
     """
     from suture import execute
-    from suture.verify import replay
+    from suture.verification import replay
 
     running = running or Running()
     execute.check_output(Path(out))
@@ -212,7 +212,7 @@ def verify(  # noqa: PLR0913 - keywords of the public interface
         full: recompute every row instead of a sample.
         logits: also compare the forward pass with that of the unmerged model.
     """
-    from suture.verify import verify_folder
+    from suture.verification import verify_folder
 
     case = load_case(base, adapter, options or Options(), reading or Reading(), deep=True)
     todo = plan_of(case)

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from typer.main import get_command
@@ -45,15 +44,16 @@ def test_nothing_heavy_is_imported_at_the_start():
     assert result.stdout.strip() == "[]", result.stderr
 
 
-@pytest.mark.slow
 def test_help_is_fast():
+    """In seconds of the processor, which other processes do not make longer."""
     assert min(seconds_of_help() for _ in range(5)) < 0.3
 
 
 def seconds_of_help():
-    start = time.monotonic()
+    before = os.times()
     subprocess.run([sys.executable, "-m", "suture", "--help"], check=True, stdout=subprocess.DEVNULL)
-    return time.monotonic() - start
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
 
 
 def test_the_version(run):
@@ -100,9 +100,9 @@ def test_a_reader_that_goes_away_is_no_error():
     assert result.stderr == ""
 
 
-def test_stdout_that_knows_no_unicode(base, adapters):
+def test_stdout_that_knows_no_unicode():
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    command = [sys.executable, "-m", "suture", "check", base, adapters / "lost"]
+    command = [sys.executable, "-m", "suture", "explain", "lora"]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert result.returncode == 1
-    assert "\\u2192 base_model.model.model.layers" in result.stdout
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "s = \\u03b1 / r" in result.stdout

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-import suture.verify
+import suture.verification
 from suture import pipeline
 
 
@@ -72,7 +72,7 @@ def test_ctrl_c_while_verifying_leaves_nothing(run, base, adapters, tmp_path, mo
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(suture.verify, "replay", interrupted)
+    monkeypatch.setattr(suture.verification, "replay", interrupted)
     assert run("merge", base, adapters / "qv", "-o", tmp_path / "out").exit_code == 130
     assert not any(tmp_path.iterdir())
 

@@ -9,7 +9,7 @@ from execute.made_plans import Pair, make_pair, make_plan, operation, place
 from suture.errors import FormatError
 from suture.execute import pieces as module
 from suture.execute.pieces import Rows, Span, header_bytes, split
-from suture.plan.layout import blocks
+from suture.planning.layout import blocks
 from suture.values import SideFile, Source
 
 

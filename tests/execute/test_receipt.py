@@ -14,7 +14,7 @@ import suture
 from suture import execute
 from suture.codec import from_json
 from suture.execute.receipt import RECEIPT, kernel_name
-from suture.plan.codec import plan_id
+from suture.planning.codec import plan_id
 from suture.values import Receipt, Verdict
 
 

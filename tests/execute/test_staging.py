@@ -5,7 +5,6 @@ import fcntl
 import logging
 import os
 import re
-import resource
 import shutil
 import stat
 from pathlib import Path
@@ -18,7 +17,7 @@ import suture
 from suture import execute
 from suture.errors import DiskFull, InputError, OutputError, OutputExists, OutputLocked
 from suture.execute import staging
-from suture.plan.codec import plan_id
+from suture.planning.codec import plan_id
 from suture.values import SideFile, Verdict
 
 GOOD = Verdict(True, ())
@@ -184,26 +183,6 @@ def test_a_write_error_is_told_with_its_file(pair, plan, out, monkeypatch):
     with pytest.raises(OutputError, match=r"model-00001-of-00002\.safetensors: cannot be written: Input/output error"):
         execute.run(plan, pair.inputs, out)
     assert left(out) == []
-
-
-def test_folders_that_cannot_be_synced_are_fine(pair, plan, out, monkeypatch):
-    fsync = os.fsync
-
-    def only_files(fd):
-        if stat.S_ISDIR(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "Invalid argument")
-        fsync(fd)
-
-    monkeypatch.setattr(os, "fsync", only_files)
-    assert execute.publish(execute.run(plan, pair.inputs, out), GOOD) == out
-
-
-def test_a_model_of_many_files_asks_for_more_descriptors(pair, plan, out, monkeypatch):
-    asked = []
-    monkeypatch.setattr(resource, "getrlimit", lambda which: (50, 4096))
-    monkeypatch.setattr(resource, "setrlimit", lambda which, limits: asked.append(limits))
-    execute.abandon(execute.run(plan, pair.inputs, out))
-    assert asked == [(2 * len(plan.files) + 100, 4096)]
 
 
 def test_everything_is_synced_before_the_output_can_appear(pair, plan, out, monkeypatch):

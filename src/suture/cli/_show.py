@@ -115,7 +115,7 @@ def _trainable(out: Console, label: str, found: Trainable) -> None:
 
 def plan(out: Console, todo: Plan) -> None:
     """Decisions, operations, bytes, and what a merge needs."""
-    from suture.plan.codec import plan_id
+    from suture.planning.codec import plan_id
 
     growth(out, todo)
     for note in todo.notes:

@@ -22,7 +22,7 @@ from suture.execute.staging import Claim, Stage, check_output, claim, discard, h
 from suture.execute.stop import stop_signals
 from suture.execute.views import FactorReader
 from suture.formats import TensorReader
-from suture.plan.codec import plan_id
+from suture.planning.codec import plan_id
 from suture.values import Plan, Staged
 
 __all__ = ["Inputs", "Progress", "abandon", "check_output", "publish", "run"]

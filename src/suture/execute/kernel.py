@@ -16,7 +16,7 @@ from suture.formats import TensorReader
 from suture.formats.dtypes import DTYPES, Array, compute_dtype, from_float, to_float
 from suture.methods import METHODS
 from suture.methods.base import Factors
-from suture.plan.layout import blocks
+from suture.planning.layout import blocks
 from suture.values import Operation, Origin, Plan, Term
 
 Readers: TypeAlias = Mapping[Origin, TensorReader]

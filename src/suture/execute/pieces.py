@@ -11,7 +11,7 @@ from suture.codec import digest
 from suture.errors import FormatError
 from suture.execute.receipt import RECEIPT
 from suture.formats.dtypes import DTYPES
-from suture.plan.layout import blocks
+from suture.planning.layout import blocks
 from suture.values import Operation, Origin, OutputFile, Plan, TensorInfo
 
 PIECE_BYTES = 8 << 20

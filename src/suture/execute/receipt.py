@@ -14,7 +14,7 @@ import threadpoolctl
 import suture
 from suture.codec import to_json
 from suture.execute.inputs import Inputs
-from suture.plan.codec import plan_id
+from suture.planning.codec import plan_id
 from suture.values import Plan, Receipt
 
 RECEIPT = "suture_receipt.json"

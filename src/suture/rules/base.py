@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from suture.plan import Draft
+from suture.planning import Draft
 from suture.stats import Stats
 from suture.values import Adapter, Arch, Checkpoint, Finding, Options, Resolved, Settled, Severity, Sides
 

@@ -1,0 +1,177 @@
+"""Bindings + options → Plan: one operation per output tensor, every tensor of the base exactly once. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from suture.formats.dtypes import DTYPES
+from suture.planning import cut, layout
+from suture.planning.config_patch import generated_texts
+from suture.values import (
+    Arch,
+    Checkpoint,
+    Operation,
+    Options,
+    Param,
+    Part,
+    Plan,
+    Problem,
+    Settled,
+    Sides,
+    Source,
+    TensorInfo,
+    Update,
+    Why,
+)
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What the inputs are, by content."""
+
+    base_fingerprint: str
+    adapter_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Operations that have no place yet, in the base's order, and the updates that fit no tensor on disk."""
+
+    operations: tuple[Operation, ...]
+    problems: tuple[Problem, ...]
+
+
+def build_plan(
+    checkpoint: Checkpoint,
+    draft: Draft,
+    settled: Settled,
+    identity: Identity,
+    sides: Sides,
+    options: Options,
+) -> Plan:
+    """Everything the merge will do. A draft with problems is a programming error: they were findings before."""
+    assert not draft.problems
+    laid = layout.lay_out(draft.operations, {s.name: s.metadata for s in checkpoint.shards})
+    texts = generated_texts(checkpoint, laid, settled.tie_flags, options)
+    return Plan(
+        schema=SCHEMA,
+        base_fingerprint=identity.base_fingerprint,
+        adapter_sha256=identity.adapter_sha256,
+        options=options,
+        operations=laid.operations,
+        files=laid.files,
+        texts=texts,
+        side_files=tuple(f for f in sides.files if f.name not in texts),
+        untied=tuple(u.members for u in settled.untied),
+        notes=(*settled.notes, *sides.notes, *_cast_notes(laid.operations)),
+    )
+
+
+def draft_operations(checkpoint: Checkpoint, arch: Arch, settled: Settled, options: Options) -> Draft:
+    """One operation for each tensor of the base, and one for each tied member that gets a tensor of its own."""
+    parts = parts_by_tensor(arch)
+    added = {u.stored: u.added for u in settled.untied}
+    operations: list[Operation] = []
+    problems = [_unplaced(name) for name in _without_tensor(checkpoint, arch, settled)]
+    for tensor in sorted(checkpoint.tensors.values(), key=lambda t: (t.file, t.begin)):
+        here = parts.get(tensor.name, ())
+        try:
+            operations.append(_operation(tensor, tensor.name, _changes(tensor, here, arch, settled.updates), options))
+            for member in (m for part in here for m in added.get(part.param, ())):
+                moved = [replace(part, param=member) for part in here]
+                changes = _changes(tensor, moved, arch, settled.updates)
+                operations.append(replace(_operation(tensor, member, changes, options), why="untie"))
+        except cut.NotExpressible as error:
+            problems.append(_not_expressible(tensor.name, str(error)))
+    return Draft(tuple(operations), tuple(problems))
+
+
+def parts_by_tensor(arch: Arch) -> dict[str, tuple[Part, ...]]:
+    """The arch's parts by the checkpoint tensor they describe."""
+    found: dict[str, tuple[Part, ...]] = {}
+    for part in arch.parts:
+        found[part.tensor] = (*found.get(part.tensor, ()), part)
+    return found
+
+
+def _changes(
+    tensor: TensorInfo, parts: Iterable[Part], arch: Arch, updates: Mapping[str, Update]
+) -> list[tuple[Update, cut.Carried]]:
+    """The updates that reach a tensor: those of the parameters it is part of, and one made for its name on disk."""
+    reached = [(part, arch.params[part.param]) for part in parts if part.param in updates]
+    if tensor.name in updates and tensor.name not in arch.params:
+        reached.append((Part(tensor.name, tensor.name), Param(tensor.name, tensor.shape, "Linear")))
+    return [(updates[part.param], cut.carry(updates[part.param], part, param)) for part, param in reached]
+
+
+def _operation(tensor: TensorInfo, name: str, changes: list[tuple[Update, cut.Carried]], options: Options) -> Operation:
+    terms = tuple(term for _, carried in changes for term in carried.terms)
+    source, shape = Source("base", tensor), tensor.shape
+    for update, carried in changes:
+        if update.replacement is not None:
+            grown = carried.first_row == 0 and update.shape[1:] == tensor.shape[1:]
+            source = Source("adapter", update.replacement, carried.first_row)
+            shape = update.shape if grown else tensor.shape
+    is_float = DTYPES[tensor.dtype].is_float
+    dtype = options.dtype if options.dtype is not None and is_float else tensor.dtype
+    return Operation(
+        tensor=name,
+        why=_why(source, changed=bool(terms), cast=dtype != source.tensor.dtype),
+        source=source,
+        terms=terms,
+        dtype=dtype,
+        shape=shape,
+        cols=changes[0][1].cols if terms else (shape[-1] if len(shape) > 1 else 1),
+        block_rows=1,
+        file=tensor.file,
+        begin=0,
+        end=0,
+    )
+
+
+def _why(source: Source, *, changed: bool, cast: bool) -> Why:
+    if changed:
+        return "merge"
+    if source.origin == "adapter":
+        return "replace"
+    return "cast" if cast else "copy"
+
+
+def _without_tensor(checkpoint: Checkpoint, arch: Arch, settled: Settled) -> list[str]:
+    """Updated parameters that no tensor on disk holds, tied members apart."""
+    stored = {p.param for p in arch.parts if p.tensor in checkpoint.tensors} | set(checkpoint.tensors)
+    held = {m for tie in arch.ties if stored & set(tie.members) for m in tie.members}
+    return sorted(set(settled.updates) - stored - held)
+
+
+def _unplaced(name: str) -> Problem:
+    return Problem(
+        "M308",
+        name,
+        "no tensor of the base files holds this parameter in a form that the update can be carried onto",
+        "a checkpoint that stores the parameter, whole or in rows",
+        "Save the base with a Transformers version that stores this parameter in one piece, and merge onto that.",
+    )
+
+
+def _not_expressible(where: str, why: str) -> Problem:
+    return Problem(
+        "M308",
+        where,
+        f"the update cannot be carried onto the tensor on disk: {why}",
+        "a tensor made of whole rows of the parameter that the adapter changes",
+        "Save the base with a Transformers version that stores this parameter in one piece, and merge onto that.",
+    )
+
+
+def _cast_notes(operations: Iterable[Operation]) -> list[str]:
+    """Full tensors of the adapter that take the base's dtype."""
+    casts: dict[tuple[str, str], int] = {}
+    for op in operations:
+        if op.source.origin == "adapter" and op.source.tensor.dtype != op.dtype:
+            pair = (op.source.tensor.dtype, op.dtype)
+            casts[pair] = casts.get(pair, 0) + 1
+    return [f"{n} full tensors of the adapter are rounded from {a} to the base's {b}" for (a, b), n in casts.items()]

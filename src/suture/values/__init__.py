@@ -1,0 +1,63 @@
+"""The frozen values that flow along the line: what one stage returns, the next one takes.
+
+    Checkpoint, Adapter → Arch → Resolved → Finding… → Plan → Receipt → Verdict
+
+Shapes are tuples of ints, sizes are in bytes, names are the field's own. No value holds an open file.
+"""
+
+from suture.values.disk import Adapter, Checkpoint, Json, Shard, TensorInfo
+from suture.values.meaning import Finding, Problem, Resolved, Settled, Severity, Term, Untied, Update, View
+from suture.values.model import Arch, Kind, Param, Part, Tie
+from suture.values.outcome import Check, LogitsReport, Receipt, Staged, TensorVerdict, Verdict
+from suture.values.plan import (
+    Operation,
+    Options,
+    Origin,
+    OutputFile,
+    Plan,
+    SideFile,
+    Sides,
+    Source,
+    TiedPolicy,
+    TokenizerPolicy,
+    Why,
+)
+
+__all__ = [
+    "Adapter",
+    "Arch",
+    "Check",
+    "Checkpoint",
+    "Finding",
+    "Json",
+    "Kind",
+    "LogitsReport",
+    "Operation",
+    "Options",
+    "Origin",
+    "OutputFile",
+    "Param",
+    "Part",
+    "Plan",
+    "Problem",
+    "Receipt",
+    "Resolved",
+    "Settled",
+    "Severity",
+    "Shard",
+    "SideFile",
+    "Sides",
+    "Source",
+    "Staged",
+    "TensorInfo",
+    "TensorVerdict",
+    "Term",
+    "Tie",
+    "TiedPolicy",
+    "TokenizerPolicy",
+    "Untied",
+    "Update",
+    "Verdict",
+    "View",
+    "Why",
+]

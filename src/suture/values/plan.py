@@ -1,0 +1,119 @@
+"""What a merge will do, as data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from suture.values.disk import TensorInfo
+from suture.values.meaning import Term
+
+TiedPolicy = Literal["auto", "untie", "keep", "refuse"]
+TokenizerPolicy = Literal["auto", "base", "adapter"]
+Origin = Literal["base", "adapter"]
+Why = Literal["copy", "cast", "merge", "replace", "untie"]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user may choose about the bytes of a merge."""
+
+    tied: TiedPolicy = "auto"
+    dtype: str | None = None  # of the merged model, e.g. "F32"; None keeps each tensor's own
+    tokenizer: TokenizerPolicy = "auto"  # auto: the adapter's when it extends the base's
+    ignore: tuple[str, ...] = ()  # rule codes whose findings do not stop the merge, where the rule allows it
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where an operation's rows come from: a tensor of the base or a full tensor of the adapter, from `row` on."""
+
+    origin: Origin
+    tensor: TensorInfo
+    row: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One tensor of the output: rows of `source`, changed by `terms`, rounded once to `dtype`, written at `begin`.
+
+    The tensor is handled as a matrix of `cols` columns in blocks of `block_rows` rows; the last block takes the tail
+    (so it has between block_rows and 2·block_rows − 1 rows, or all rows of a tensor smaller than a block).
+    """
+
+    tensor: str
+    why: Why
+    source: Source
+    terms: tuple[Term, ...]
+    dtype: str
+    shape: tuple[int, ...]
+    cols: int
+    block_rows: int
+    file: str
+    begin: int  # absolute, in the output file
+    end: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of the matrix."""
+        return math.prod(self.shape) // self.cols if self.cols else 0
+
+    @property
+    def is_copy(self) -> bool:
+        """True when the output's bytes are the source's bytes."""
+        return not self.terms and self.dtype == self.source.tensor.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """One weight file of the output; `header` is its complete beginning: length, JSON, padding (as text, latin-1)."""
+
+    name: str
+    n_bytes: int
+    header: str
+
+
+@dataclass(frozen=True, slots=True)
+class SideFile:
+    """A file copied byte for byte from the base or the adapter folder."""
+
+    name: str
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """Files to copy, what was decided, and why a decision could not be made."""
+
+    files: tuple[SideFile, ...]
+    notes: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    n_tokens: int | None = None  # of the adapter's tokenizer when it was chosen
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything a merge will do, as data. The same plan gives the same bytes. It names no path of a machine."""
+
+    schema: int
+    base_fingerprint: str
+    adapter_sha256: str
+    options: Options
+    operations: tuple[Operation, ...]  # by file, then by offset
+    files: tuple[OutputFile, ...]
+    texts: Mapping[str, str]  # generated files: config.json when it changes, the index
+    side_files: tuple[SideFile, ...]
+    untied: tuple[tuple[str, ...], ...] = ()
+    notes: tuple[str, ...] = ()  # decisions, in words, for people
+
+    @property
+    def n_bytes_written(self) -> int:
+        """Size of the weight files to be written."""
+        return sum(f.n_bytes for f in self.files)
+
+    @property
+    def n_bytes_read(self) -> int:
+        """Bytes of tensors to be read, factors excluded."""
+        return sum(op.source.tensor.n_bytes for op in self.operations)

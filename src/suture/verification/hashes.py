@@ -1,0 +1,62 @@
+"""Files against the sha256 sums of the receipt beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from suture import codec
+from suture.errors import FormatError
+from suture.values import Check, Plan, Receipt
+from suture.verification import reading
+
+RECEIPT = "suture_receipt.json"
+
+
+def read_receipt(folder: Path) -> Receipt | None:
+    """The receipt of a folder that Suture wrote; None when there is none that can be read."""
+    data = reading.read_json(folder / RECEIPT)
+    if data is None:
+        return None
+    try:
+        return codec.from_json(Receipt, data)
+    except FormatError:
+        return None
+
+
+def check(folder: Path, plan: Plan) -> tuple[Check, ...]:
+    """The receipt is of these inputs, and every file it lists has its sum. No check where there is no receipt."""
+    if not (folder / RECEIPT).is_file():
+        return ()
+    receipt = read_receipt(folder)
+    if receipt is None:
+        return (Check("receipt", False, 1, f"{RECEIPT} is malformed"),)
+    told = []
+    if receipt.base_fingerprint != plan.base_fingerprint:
+        told.append("it is of another base model")
+    if receipt.adapter_sha256 != plan.adapter_sha256:
+        told.append("it is of another adapter")
+    told += _changed(folder, receipt)
+    return (Check("receipt", not told, len(receipt.sha256), "; ".join(told[:4])),)
+
+
+def _changed(folder: Path, receipt: Receipt) -> list[str]:
+    names = sorted(receipt.sha256)
+    with ThreadPoolExecutor(max(1, min(os.cpu_count() or 1, 8)), "hash") as pool:
+        sums = list(pool.map(lambda name: sha256(folder / name), names))
+    return [
+        f"{name} is missing" if found is None else f"{name} has changed since"
+        for name, found in zip(names, sums, strict=True)
+        if found != receipt.sha256[name]
+    ]
+
+
+def sha256(path: Path) -> str | None:
+    """Hexadecimal sha256 of a file; None when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None

@@ -1,0 +1,180 @@
+"""One tensor of the merged model against what base + adapter gives there.
+
+**The rule for a value.** Let x be the exact value in float64 and E the proven bound on float32 arithmetic
+(`suture.verification.bounds`). A stored value is right when it is within ½ ulp(|x| + E) + E of x: the rounding of something
+that one float32 evaluation of the formula may give. ulp is that of the dtype in the file.
+
+**Rounded twice.** Other tools round more often: the update to 16 bits, then the sum. With u the relative error of one
+rounding in the coarsest dtype that took part (source, factors, file), and D the size of the numbers that the update is
+summed from, a value is let pass within
+
+    ½ ulp(|x| + T) + T        T = E + 4u · D  (+ u · |x| where the source is finer than the file)
+
+four roundings being those of the two factors, their product and the scaled product; ulp is that of the coarser of
+source and file. Such values are counted and told. They are wrong in a merge that claims one rounding (`strict`).
+
+**Copies** must have the bytes of their source; where the file has another float dtype, one rounding to that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from suture.values import Operation, TensorInfo, TensorVerdict
+from suture.verification import looks, reading
+from suture.verification.expect import Block, Expected, Inputs, expect, source_bytes, walk
+from suture.verification.reading import Bytes, Floats
+from suture.verification.rounding import FORMATS, Mask, agrees
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is judged: the plan's operation, the inputs, and the tensor found in the folder."""
+
+    operation: Operation
+    inputs: Inputs
+    folder: Path
+    found: TensorInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What was counted.
+
+    `max_error` is the largest |stored − exact|; `same`: no byte differs from the source's; `moves`: then, some should;
+    `n_bytes` of the file were looked at.
+    """
+
+    n_checked: int = 0
+    n_wrong: int = 0
+    n_twice: int = 0
+    max_error: float = 0.0
+    same: bool = True
+    moves: bool = False
+    n_bytes: int = 0
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(
+            self.n_checked + other.n_checked,
+            self.n_wrong + other.n_wrong,
+            self.n_twice + other.n_twice,
+            max(self.max_error, other.max_error),
+            self.same and other.same,
+            self.moves or other.moves,
+            self.n_bytes + other.n_bytes,
+        )
+
+
+def is_byte_copy(subject: Subject) -> bool:
+    """True when the file's bytes must be those of the source."""
+    return subject.operation.is_copy and subject.found.dtype == subject.operation.dtype
+
+
+def compare_bytes(subject: Subject, *, full: bool) -> Tally:
+    """Bytes that are not those of the source; counts are in bytes."""
+    operation = subject.operation
+    source, folder = operation.source.tensor, subject.inputs.folder(operation)
+    skip = operation.source.row * operation.cols * reading.BITS[source.dtype] // 8
+    tally = Tally()
+    for piece in looks.pieces(operation.tensor, subject.found.n_bytes, full=full):
+        stored = reading.raw(subject.folder, subject.found, piece.start, piece.stop)
+        wanted = reading.raw(folder, source, skip + piece.start, skip + piece.stop)
+        n_wrong = 0 if np.array_equal(stored, wanted) else int(np.count_nonzero(stored != wanted))
+        tally += Tally(len(stored), n_wrong, same=n_wrong == 0, n_bytes=len(stored))
+    return tally
+
+
+def compare_values(subject: Subject, *, full: bool, strict: bool) -> Tally:
+    """Values that no allowed rounding explains."""
+    operation = subject.operation
+    tally = Tally()
+    with np.errstate(all="ignore"):
+        for block in walk(operation, subject.inputs, looks.rows(operation, full=full)):
+            tally += _count(subject, block, strict=strict, still_same=tally.same)
+    return tally
+
+
+def stored_bytes(subject: Subject, rows: slice) -> Bytes:
+    """Rows of the tensor in the folder, as they are stored."""
+    width = subject.operation.cols * reading.BITS[subject.found.dtype] // 8
+    return reading.raw(subject.folder, subject.found, rows.start * width, rows.stop * width)
+
+
+def _count(subject: Subject, block: Block, *, strict: bool, still_same: bool) -> Tally:
+    """Count a block. The bounds are computed only for rows in which a value is not the rounding of the exact one."""
+    operation, fmt = subject.operation, FORMATS[subject.found.dtype]
+    data = stored_bytes(subject, block.rows)
+    stored = reading.floats(data, subject.found.dtype).reshape(-1, operation.cols)
+    distance = stored - block.exact
+    np.abs(distance, out=distance)
+    doubtful: Mask = np.any(~(distance <= fmt.half_ulp(np.abs(block.exact))), axis=1)
+    n_wrong = n_twice = 0
+    for rows in _runs(doubtful, block.rows.start):
+        expected = expect(operation, block.terms, subject.inputs, rows)
+        here = stored[rows.start - block.rows.start : rows.stop - block.rows.start]
+        wrong = ~agrees(here, expected.exact, expected.error, fmt)
+        passed = wrong & passes(subject, here, expected) if wrong.any() and not strict else np.zeros_like(wrong)
+        n_twice += int(np.count_nonzero(passed))
+        n_wrong += int(np.count_nonzero(wrong & ~passed))
+    same = still_same and subject.found.dtype == operation.source.tensor.dtype
+    same = same and np.array_equal(data, source_bytes(operation, subject.inputs, block.rows))
+    return Tally(
+        n_checked=stored.size,
+        n_wrong=n_wrong,
+        n_twice=n_twice,
+        max_error=_largest(distance),
+        same=same,
+        moves=same and bool((distance > 0).any()),
+        n_bytes=len(data),
+    )
+
+
+def _largest(distance: Floats) -> float:
+    """The largest finite value."""
+    largest = float(distance.max(initial=0.0))
+    return largest if math.isfinite(largest) else float(distance[np.isfinite(distance)].max(initial=0.0))
+
+
+def _runs(rows: Mask, first: int) -> Iterator[slice]:
+    """The marked rows as ranges, counted from `first`; all of them as one range where many are marked."""
+    marked = np.flatnonzero(rows)
+    if len(marked) * 4 > len(rows):
+        yield slice(first, first + len(rows))
+        return
+    for run in np.split(marked, np.flatnonzero(np.diff(marked) > 1) + 1):
+        if len(run):
+            yield slice(first + int(run[0]), first + int(run[-1]) + 1)
+
+
+def passes(subject: Subject, stored: Floats, expected: Expected) -> Mask:
+    """True where the value is one that several roundings may give."""
+    source = FORMATS[subject.operation.source.tensor.dtype]
+    file = FORMATS[subject.found.dtype]
+    unit = max([source.unit, file.unit, *_units_of_factors(subject)])
+    tolerance = expected.error + 4 * unit * expected.update
+    if source.unit < file.unit:
+        tolerance += file.unit * np.abs(expected.exact)
+    return agrees(stored, expected.exact, tolerance, source if source.unit > file.unit else file)
+
+
+def _units_of_factors(subject: Subject) -> list[float]:
+    names = {view.tensor for term in subject.operation.terms for view in term.factors.values()}
+    return [FORMATS[subject.inputs.factors[name].dtype].unit for name in sorted(names)]
+
+
+def unjudgeable(subject: Subject, *, strict: bool) -> TensorVerdict | None:
+    """A verdict without a look at the values: the shape or the dtype is not one that can be right."""
+    operation, found = subject.operation, subject.found
+    if found.shape != operation.shape:
+        detail = f"shape {list(found.shape)}, planned {list(operation.shape)}"
+        return TensorVerdict(operation.tensor, "shape", 0, 0, 0.0, None, detail)
+    other = found.dtype != operation.dtype
+    if other and (strict or found.dtype not in FORMATS or operation.source.tensor.dtype not in FORMATS):
+        detail = f"stored as {found.dtype}, planned {operation.dtype}"
+        return TensorVerdict(operation.tensor, "dtype", 0, 0, 0.0, None, detail)
+    return None
