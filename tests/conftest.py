@@ -8,11 +8,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).parents[1]
 
 # huggingface_hub reads it at import: no test fetches anything from the Hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# How long one example takes says more about the machine than about the code.
+settings.register_profile("suture", deadline=None)
+settings.load_profile("suture")
 
 EXPECTED_WARNINGS = (
     # PEFT 0.21 asks Transformers 5.23 for a property by its old name

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "formats": ["values", "errors"],
     "arch": ["values", "errors", "codec"],
     "methods": ["values"],
-    "factors": ["values", "formats"],
+    "factors": ["values", "formats", "methods"],
     "equality": ["values", "formats", "factors"],
     "stats": ["values", "formats"],
     "sides": ["values", "formats"],
@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "resolve": ["values", "methods", "targets", "rewriting"],
     "planning": ["values", "errors", "codec", "formats", "methods"],
     "rules": ["values", "formats", "stats", "targets", "rewriting", "planning"],
-    "execute": ["values", "errors", "codec", "formats", "methods", "planning"],
+    "execute": ["values", "errors", "codec", "formats", "methods", "factors", "planning"],
     "verification": ["values", "errors", "codec", "methods", "planning"],
     "pages": ["errors", "methods", "rules"],
     "pipeline": [

@@ -6,11 +6,12 @@ from typing import Self
 
 import numpy as np
 
-from suture.factors import load_view
+from suture.factors import FactorReader
 from suture.formats import TensorReader
 from suture.values import Adapter, Checkpoint, TensorInfo, Term, Update
 
 BLOCK_BYTES = 1 << 20
+F64 = np.dtype(np.float64)
 
 
 class Equality:
@@ -19,6 +20,7 @@ class Equality:
     def __init__(self, checkpoint: Checkpoint, adapter: Adapter) -> None:
         self._checkpoint, self._adapter = checkpoint, adapter
         self._base, self._tuned = TensorReader(checkpoint.folder), TensorReader(adapter.folder)
+        self._factors = FactorReader(adapter.tensors, self._tuned)
 
     def __enter__(self) -> Self:
         return self
@@ -47,10 +49,7 @@ class Equality:
         if (s.method, s.scale, s.start, s.stop, s.rows_changed) != (t.method, t.scale, t.start, t.stop, t.rows_changed):
             return False
         return s.factors.keys() == t.factors.keys() and all(
-            np.array_equal(
-                load_view(self._tuned, self._adapter, s.factors[name]),
-                load_view(self._tuned, self._adapter, t.factors[name]),
-            )
+            np.array_equal(self._factors.matrix(s.factors[name], F64), self._factors.matrix(t.factors[name], F64))
             for name in s.factors
         )
 

@@ -84,9 +84,19 @@ def wider(adapter: Path) -> None:
 
 
 CASES = [
-    Case("no index, a shard missing", lambda b, a: ((b / INDEX).unlink(), (b / WEIGHTS).unlink()), 11, ("00001-of-00002",)),
+    Case(
+        "no index, a shard missing",
+        lambda b, a: ((b / INDEX).unlink(), (b / WEIGHTS).unlink()),
+        11,
+        ("00001-of-00002",),
+    ),
     Case("shard cut short", lambda b, a: truncate(b / WEIGHTS), 11, (WEIGHTS, "bytes")),
-    Case("header of 2^60 bytes", lambda b, a: (b / WEIGHTS).write_bytes(struct.pack("<Q", 1 << 60) + b"{}"), 11, (WEIGHTS,)),
+    Case(
+        "header of 2^60 bytes",
+        lambda b, a: (b / WEIGHTS).write_bytes(struct.pack("<Q", 1 << 60) + b"{}"),
+        11,
+        (WEIGHTS,),
+    ),
     Case("overlapping offsets", lambda b, a: overlap(b / WEIGHTS), 11, (WEIGHTS,)),
     Case("a path out of the folder", lambda b, a: remap(b, "../secret.safetensors"), 11, ("../secret.safetensors",)),
     Case("index that is no JSON", lambda b, a: (b / INDEX).write_text("{"), 11, (INDEX,)),
@@ -107,12 +117,19 @@ CASES = [
         1,
         ("M301", "insert model."),
     ),
-    Case("a module in both lists", lambda b, a: edit(a / "adapter_config.json", modules_to_save=["q_proj"]), 1, ("M309",)),
+    Case(
+        "a module in both lists", lambda b, a: edit(a / "adapter_config.json", modules_to_save=["q_proj"]), 1, ("M309",)
+    ),
     Case("pickle adapter", lambda b, a: pickled(a), 12, ("adapter_model.bin", "--allow-pickle")),
     Case("no adapter at all", lambda b, a: shutil.rmtree(a), 10, ("adapter",)),
-    Case("adapter config that is no JSON", lambda b, a: (a / "adapter_config.json").write_text("]"), 11, ("adapter_config",)),
+    Case(
+        "adapter config that is no JSON",
+        lambda b, a: (a / "adapter_config.json").write_text("]"),
+        11,
+        ("adapter_config",),
+    ),
     Case("unknown model type", lambda b, a: edit(b / "config.json", hidden_size="many"), 11, ("config.json",)),
-]  # fmt: skip
+]
 
 
 @pytest.fixture

@@ -170,6 +170,18 @@ def test_a_merge_that_is_killed_again_and_again_gets_done(folder, pair, undistur
     assert contents(merge_here(pair, folder)) == undisturbed
 
 
+def test_a_line_that_was_torn_does_not_spoil_the_next_one(folder, pair, undisturbed):
+    journal_file = folder / "made" / ".out.suture" / "journal"
+    kill_in_the_middle(folder)
+    with journal_file.open("ab") as file:
+        file.write(b"4")
+    assert merge(folder, "kill-write", 3) == (KILLED, "")
+    lines = journal_file.read_text().splitlines()[1:]
+    assert len(lines) == len(set(lines)) == 8 + 3
+    assert all(int(line) < len(pieces.split(make_plan(pair))) for line in lines)
+    assert contents(merge_here(pair, folder)) == undisturbed
+
+
 @pytest.mark.parametrize("n", [1, 9, 30])
 def test_a_disk_that_fills_up_leaves_nothing(folder, n):
     code, message = merge(folder, "full-pwrite", n)

@@ -12,7 +12,7 @@ from suture.errors import FormatError, InputError, SutureError
 from suture.execute import kernel as module
 from suture.execute.kernel import Kernel, check_computable
 from suture.execute.pieces import Rows
-from suture.execute.views import FactorReader
+from suture.factors import FactorReader
 from suture.formats import TensorReader
 from suture.formats.dtypes import to_float
 from suture.methods.base import Method

@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import stat
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -195,6 +197,41 @@ def test_everything_is_synced_before_the_output_can_appear(pair, plan, out, monk
     synced.clear()
     execute.abandon(execute.run(plan, pair.inputs, out, durable=False))
     assert not synced
+
+
+@pytest.fixture
+def weights_cannot_be_synced(monkeypatch):
+    fsync = os.fsync
+
+    def broken(fd):
+        if Path(f"/proc/self/fd/{fd}").readlink().suffix == ".safetensors":
+            time.sleep(0.1)
+            raise OSError(errno.EIO, "Input/output error")
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", broken)
+
+
+@pytest.mark.usefixtures("weights_cannot_be_synced")
+def test_a_disk_that_does_not_take_the_weights_is_told(pair, plan, out):
+    with pytest.raises(OutputError, match=r"\.safetensors: cannot be written: Input/output error"):
+        execute.run(plan, pair.inputs, out)
+    assert left(out) == []
+    assert not [t for t in threading.enumerate() if t.name.startswith("suture")]
+
+
+def test_an_output_that_appears_while_the_lock_is_taken_is_refused(pair, plan, out, monkeypatch):
+    locked = staging._locked
+
+    def late(*args):
+        out.mkdir()
+        (out / "theirs").write_text("theirs")
+        return locked(*args)
+
+    monkeypatch.setattr(staging, "_locked", late)
+    with pytest.raises(OutputExists):
+        execute.run(plan, pair.inputs, out)
+    assert left(out) == ["out"]
 
 
 def test_an_error_on_reading_back_is_told_as_such(pair, plan, out, monkeypatch):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from suture.methods.base import Target
-from suture.values import Param, TensorInfo, Term
+from suture.values import Param, TensorInfo, Term, View
 
 
 def tensor(name: str, *shape: int) -> TensorInfo:
@@ -29,9 +29,13 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 
 def factors(term: Term, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The term's factors, cut out of whole tensors by the term's views."""
-    from suture.factors import cut
+    return {name: cut(arrays[view.tensor], view) for name, view in term.factors.items()}
 
-    return {name: np.ascontiguousarray(cut(arrays[view.tensor], view)) for name, view in term.factors.items()}
+
+def cut(array: np.ndarray, view: View) -> np.ndarray:
+    """A view's part of its tensor."""
+    part = array.reshape(view.shape)[tuple(i if isinstance(i, int) else slice(*i) for i in view.index)]
+    return np.ascontiguousarray(part.T if view.transpose else part)
 
 
 def blockwise(method, w: np.ndarray, f: dict[str, np.ndarray], s: float, size: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from rule_cases import BOTH, adapter, findings, only
 def test_the_base_was_changed(base, tmp_path, init):
     finding = only(base, adapter(tmp_path, BOTH, init_lora_weights=init), "A203")
     assert init in finding.found
+    assert ("not known" in finding.found) == (init == "novel")
 
 
 def test_a_loftq_config_alone(base, tmp_path):
@@ -19,7 +20,7 @@ def test_a_loftq_config_alone(base, tmp_path):
     assert finding.where == "adapter_config.json: loftq_config"
 
 
-@pytest.mark.parametrize("init", [True, False, None, "gaussian", "eva", "orthogonal", "mica"])
+@pytest.mark.parametrize("init", [True, False, None, "gaussian", "Gaussian", "eva", "orthogonal", "mica"])
 def test_the_base_was_left_alone(base, tmp_path, init):
     assert not findings(base, adapter(tmp_path, BOTH, init_lora_weights=init, loftq_config={}), "A203")
 

@@ -84,6 +84,19 @@ def test_single_experts_of_an_older_transformers(base_of, tmp_path, n_experts, c
     assert bool(findings(base_of("qwen3-moe"), tuned, "M305")) != complete
 
 
+def test_a_pattern_that_would_match_experts_on_disk(base_of, tmp_path):
+    """Names on disk count only where the adapter uses them."""
+    sizes = {"q": (32, 32), "k": (32, 16), "v": (32, 16), "o": (32, 32)}
+    names = [(f"model.layers.{i}.self_attn.{p}_proj", sizes[p]) for i in (0, 1) for p in sizes]
+    tensors = {key: array for name, (n_in, n_out) in names for key, array in pair(name, n_in, n_out).items()}
+    assert not findings(base_of("qwen3-moe"), adapter(tmp_path, tensors, target_modules=r".*_proj"), "M305")
+
+
+def test_copies_of_layers_that_are_no_embeddings(base, tmp_path):
+    tensors = {**BOTH, f"{Q0}.base_layer.weight": random(HIDDEN, HIDDEN)}
+    assert f"{Q0}.base_layer.weight" in only(base, adapter(tmp_path, tensors), "M305").found
+
+
 def test_single_experts_that_nobody_asked_for(base_of, tmp_path):
     tuned = adapter(tmp_path, single_experts(), target_modules=["gate_proj", "up_proj"])
     assert only(base_of("qwen3-moe"), tuned, "M305").found.startswith("16 of 48 tensors are not asked for")
@@ -111,10 +124,12 @@ def test_what_peft_adds_by_itself(base_of, tmp_path, name):
     assert not findings(base_of(family.name), tmp_path, "M305")
 
 
+@pytest.mark.parametrize("bias", ["none", "all"])
 @pytest.mark.parametrize("name", ["bert", "gpt2", "gpt-oss", "vit", "whisper"])
-def test_all_linear_layers_of_other_families(base_of, tmp_path, name):
+def test_all_linear_layers_of_other_families(base_of, tmp_path, name, bias):
     family = FAMILIES[name]
     model = load(family, base_of(name))
     layers, experts = linear_layers(family, model), list(family.experts) or None
-    get_peft_model(model, LoraConfig(r=2, target_modules=layers, target_parameters=experts)).save_pretrained(tmp_path)
+    config = LoraConfig(r=2, target_modules=layers, target_parameters=experts, bias=bias)
+    get_peft_model(model, config).save_pretrained(tmp_path)
     assert not findings(base_of(name), tmp_path, "M305")

@@ -22,5 +22,9 @@ def test_only_copies_of_the_base(base, tmp_path):
     assert "nothing in the file was trained" in only(base, tuned, "M306").found
 
 
+def test_lost_names_are_another_rule(base, tmp_path):
+    assert not findings(base, adapter(tmp_path, {f"lost.{name}": array for name, array in BOTH.items()}), "M306")
+
+
 def test_an_adapter(base, tmp_path):
     assert not findings(base, adapter(tmp_path, BOTH), "M306")

@@ -25,7 +25,7 @@ def expert_adapter(folder, r=R, **config):
 
 
 def test_a_square_expert_without_version(tmp_path_factory, tmp_path):
-    base = square_base(tmp_path_factory.mktemp("square"))
+    base = changed_base(tmp_path_factory.mktemp("square"), moe_intermediate_size=HIDDEN)
     finding, _ = findings(base, square_adapter(tmp_path / "a", peft_version=None), "M307")  # one for each layer
     assert finding.severity == "error"
     assert "peft_version" in finding.expected
@@ -52,15 +52,28 @@ def test_files_that_need_no_warning(base_of, tmp_path, config):
     assert not findings(base_of("qwen3-moe"), expert_adapter(tmp_path, **config), "M307")
 
 
+def test_a_single_expert_can_be_packed_in_one_way_only(tmp_path_factory, tmp_path):
+    base = changed_base(tmp_path_factory.mktemp("one"), num_experts=1, num_experts_per_tok=1)
+    tensors = {name: array[: R * 1] if "lora_A" in name else array[:, : R * 1] for name, array in down_pairs().items()}
+    tuned = adapter(
+        tmp_path,
+        tensors,
+        target_modules=[],
+        target_parameters=["mlp.experts.down_proj"],
+        base_model_name_or_path="unsloth/one",
+    )
+    assert not findings(base, tuned, "M303")
+    assert not findings(base, tuned, "M307")
+
+
 def test_a_dense_file_of_unsloth(base, tmp_path):
     assert not findings(base, adapter(tmp_path, BOTH, base_model_name_or_path="unsloth/tiny-llama"), "M307")
 
 
-def square_base(folder):
-    """A mixture whose experts' down_proj is square."""
+def changed_base(folder, **settings):
+    """A mixture with other settings than the zoo's."""
     family = FAMILIES["qwen3-moe"]
-    square = dataclasses.replace(family, settings={**family.settings, "moe_intermediate_size": HIDDEN})
-    return build(square, folder / "square-moe")
+    return build(dataclasses.replace(family, settings={**family.settings, **settings}), folder / "moe")
 
 
 def square_adapter(folder, **config):

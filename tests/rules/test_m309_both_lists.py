@@ -20,6 +20,10 @@ def test_in_one_list(base, tmp_path, targets):
     assert not findings(base, adapter(tmp_path, FULL, target_modules=targets, modules_to_save=["lm_head"]), "M309")
 
 
+def test_all_linear_names_no_module(base, tmp_path):
+    assert not findings(base, adapter(tmp_path, FULL, target_modules="all-linear", modules_to_save=["q_proj"]), "M309")
+
+
 def test_different_modules(base, tmp_path):
     tensors = {**BOTH, f"{EMBED}.weight": random(VOCAB, HIDDEN)}
     tuned = adapter(tmp_path, tensors, target_modules=["q_proj", "lm_head"], modules_to_save=["embed_tokens"])

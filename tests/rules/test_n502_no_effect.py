@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from peft import LoraConfig, get_peft_model
-from rule_cases import BOTH, EMBED, HIDDEN, VOCAB, adapter, findings, only, random
+from rule_cases import BOTH, EMBED, HIDDEN, Q0, Q1, VOCAB, adapter, findings, only, random
 from zoo import FAMILIES, load
 
 from suture import pipeline
@@ -45,12 +45,20 @@ def test_nan_is_no_zero(base, tmp_path):
     ("extra", "config"),
     [
         ({f"{EMBED}.weight": random(VOCAB, HIDDEN)}, {"modules_to_save": ["embed_tokens"]}),
-        ({f"{EMBED}.token_adapter.trainable_tokens_delta": random(1, HIDDEN)}, {"trainable_token_indices": [3]}),
+        (
+            {f"{EMBED}.token_adapter.trainable_tokens_delta": np.zeros((1, HIDDEN), np.float32)},
+            {"trainable_token_indices": [3]},
+        ),
     ],
     ids=["matrix", "tokens"],
 )
 def test_something_is_replaced(base, tmp_path, extra, config):
     assert not findings(base, adapter(tmp_path, {**UNTRAINED, **extra}, **config), "N502")
+
+
+def test_a_magnitude_of_zero_is_an_effect(base, tmp_path):
+    magnitudes = {f"{module}.lora_magnitude_vector": np.zeros(HIDDEN, np.float32) for module in (Q0, Q1)}
+    assert not findings(base, adapter(tmp_path, {**BOTH, **magnitudes}, use_dora=True), "N502")
 
 
 def test_headers_alone_do_not_tell(base, tmp_path):

@@ -20,7 +20,7 @@ from suture.execute.publish import abandon, publish
 from suture.execute.receipt import RECEIPT, kernel_name, make_receipt, receipt_bytes
 from suture.execute.staging import Claim, Stage, check_output, claim, discard, hand_over, release
 from suture.execute.stop import stop_signals
-from suture.execute.views import FactorReader
+from suture.factors import FactorReader
 from suture.formats import TensorReader
 from suture.planning.codec import plan_id
 from suture.values import Plan, Staged

@@ -11,7 +11,7 @@ import numpy as np
 from suture.errors import FormatError, InputError, SutureError
 from suture.execute.inputs import Inputs
 from suture.execute.pieces import Rows, row_bytes
-from suture.execute.views import FactorReader, cut_rows
+from suture.factors import FactorReader, cut_rows
 from suture.formats import TensorReader
 from suture.formats.dtypes import DTYPES, Array, compute_dtype, from_float, to_float
 from suture.methods import METHODS

@@ -19,7 +19,7 @@ from suture.execute.pieces import Piece, Rows, Span
 from suture.execute.prefix import PrefixHash
 from suture.execute.staging import CHUNK_BYTES, Stage
 from suture.execute.stop import Stop
-from suture.execute.views import FactorReader
+from suture.factors import FactorReader
 
 POLL_SECONDS = 0.1
 

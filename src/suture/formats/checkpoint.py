@@ -225,7 +225,7 @@ def _refused(folder: Path, pickled: Sequence[str]) -> PickleRefused:
         f"the weights are pickled ({pickled[0]}), and opening a pickle can run code",
         where=str(folder),
         expected="model.safetensors",
-        do="Use a revision with safetensors weights, or pass --allow-pickle: its tensors are read, its code never runs.",
+        do="Use a revision with safetensors, or pass --allow-pickle: tensors are read, code never runs.",
     )
 
 

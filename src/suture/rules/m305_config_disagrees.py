@@ -128,7 +128,7 @@ def _is_shared(key: str, present: Mapping[str, str], twins: Mapping[str, frozens
 def _is_allowed(key: str, claimed: set[str], case: Case, twins: Mapping[str, frozenset[str]]) -> bool:
     """True for tensors that PEFT saves without being asked."""
     config, module = case.adapter.config, _module(key)
-    if key.endswith(".base_layer.weight") or any(copy in key for copy in COPIES):
+    if any(copy in key for copy in COPIES):
         return True
     if config.get("bias") == "all" and "bias" in key.rpartition(".")[2]:
         return True

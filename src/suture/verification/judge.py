@@ -1,7 +1,7 @@
 """One tensor of the merged model against what base + adapter gives there.
 
 **The rule for a value.** Let x be the exact value in float64 and E the proven bound on float32 arithmetic
-(`suture.verification.bounds`). A stored value is right when it is within ½ ulp(|x| + E) + E of x: the rounding of something
+(`bounds`). A stored value is right when it is within ½ ulp(|x| + E) + E of x: the rounding of something
 that one float32 evaluation of the formula may give. ulp is that of the dtype in the file.
 
 **Rounded twice.** Other tools round more often: the update to 16 bits, then the sum. With u the relative error of one

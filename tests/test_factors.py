@@ -6,8 +6,8 @@ from execute.made_plans import Pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suture.execute import views
-from suture.execute.views import FactorReader, cut_rows
+from suture import factors
+from suture.factors import FactorReader, cut_rows
 from suture.formats import TensorReader
 from suture.methods import METHODS
 from suture.values import Term, View
@@ -50,7 +50,7 @@ def test_a_view_is_reshape_index_transpose(tensors, index, transpose, min_run):
     expected = np.arange(120, dtype=np.float32).reshape(SHAPE)
     expected = expected[tuple(i if isinstance(i, int) else slice(*i) for i in index)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(views, "MIN_RUN_BYTES", min_run)
+        patch.setattr(factors, "MIN_RUN_BYTES", min_run)
         found = FactorReader(infos, reader).matrix(view, F32)
     np.testing.assert_array_equal(found, expected.T if transpose else expected)
     assert found.shape == view.size
@@ -105,7 +105,7 @@ def test_a_tensor_that_many_views_cut_finely_is_read_once(tensors):
 
 def test_what_is_kept_is_bounded(tensors, monkeypatch):
     infos, reader = tensors
-    monkeypatch.setattr(views, "KEPT_BYTES", 600)
+    monkeypatch.setattr(factors, "KEPT_BYTES", 600)
     counting = CountingReader(reader)
     factors = FactorReader(infos, counting)
     for name in ("t", "half", "t"):
