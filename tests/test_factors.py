@@ -97,9 +97,9 @@ def test_a_range_of_rows_reads_only_these(tensors):
 def test_a_tensor_that_many_views_cut_finely_is_read_once(tensors):
     infos, reader = tensors
     counting = CountingReader(reader)
-    factors = FactorReader(infos, counting)
+    source = FactorReader(infos, counting)
     for k in range(5):
-        factors.matrix(View.whole(infos["t"]).pick(2, k), F32)
+        source.matrix(View.whole(infos["t"]).pick(2, k), F32)
     assert (counting.n_bytes, counting.n_whole) == (0, 1)
 
 
@@ -107,22 +107,22 @@ def test_what_is_kept_is_bounded(tensors, monkeypatch):
     infos, reader = tensors
     monkeypatch.setattr(factors, "KEPT_BYTES", 600)
     counting = CountingReader(reader)
-    factors = FactorReader(infos, counting)
+    source = FactorReader(infos, counting)
     for name in ("t", "half", "t"):
-        factors.matrix(View.whole(infos[name], SHAPE).pick(2, 0), F32)
+        source.matrix(View.whole(infos[name], SHAPE).pick(2, 0), F32)
     assert counting.n_whole == 3
 
 
 def test_a_term_cut_to_some_rows_gives_these_rows(tensors):
     infos, reader = tensors
-    factors = FactorReader(infos, reader)
+    source = FactorReader(infos, reader)
     b, a = View.whole(infos["half"]), View("double", (12, 10), ((0, 10), (0, 10)))
     term = Term("lora", "m", {"B": b, "A": a}, 2.0, start=100, stop=112, rank=10)
     cut = cut_rows(term, METHODS["lora"].axes, 104, 500)
     assert (cut.start, cut.stop, cut.factors["B"].size, cut.factors["A"].size) == (104, 112, (8, 10), (10, 10))
     rows = METHODS["lora"].rows
-    whole = rows(np.zeros((12, 10), F32), factors.factors(term, F32), 2.0, slice(0, 12))
-    part = rows(np.zeros((8, 10), F32), factors.factors(cut, F32), 2.0, slice(0, 8))
+    whole = rows(np.zeros((12, 10), F32), source.factors(term, F32), 2.0, slice(0, 12))
+    part = rows(np.zeros((8, 10), F32), source.factors(cut, F32), 2.0, slice(0, 8))
     np.testing.assert_allclose(part, whole[4:], rtol=1e-6)
 
 

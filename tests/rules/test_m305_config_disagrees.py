@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from peft import LoraConfig, get_peft_model
 from rule_cases import BOTH, EMBED, HEAD, HIDDEN, PREFIX, Q0, VOCAB, adapter, findings, only, pair, random
+from safetensors.numpy import load_file, save_file
 from zoo import FAMILIES, linear_layers, load
 from zoo_adapters import load_base
 
@@ -82,6 +83,15 @@ def single_experts(count: int = 4) -> dict:
 def test_single_experts_of_an_older_transformers(base_of, tmp_path, n_experts, complete):
     tuned = adapter(tmp_path, single_experts(n_experts), target_modules=["gate_proj", "up_proj", "down_proj"])
     assert bool(findings(base_of("qwen3-moe"), tuned, "M305")) != complete
+
+
+def test_biases_of_other_names(base_of, tmp_path):
+    """With bias="all" older versions of PEFT saved whatever has "bias" in its name."""
+    model = load(FAMILIES["gpt-oss"], base_of("gpt-oss"))
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], bias="all")).save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    save_file({**load_file(path), f"{PREFIX}model.layers.0.mlp.experts.down_proj_bias": random(4, 32)}, path)
+    assert not findings(base_of("gpt-oss"), tmp_path, "M305")
 
 
 def test_a_pattern_that_would_match_experts_on_disk(base_of, tmp_path):

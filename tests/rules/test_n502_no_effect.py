@@ -10,6 +10,7 @@ from zoo import FAMILIES, load
 
 from suture import pipeline
 
+TOKENS = f"{EMBED}.token_adapter.trainable_tokens_delta"
 UNTRAINED = {name: array * ("lora_A" in name) for name, array in BOTH.items()}
 
 
