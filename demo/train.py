@@ -17,9 +17,9 @@ from peft import LoraConfig, get_peft_model
 from quiet import expected_warnings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-EPOCHS = 6
+EPOCHS = 5
 BATCH = 4
-RATE = 2e-3
+RATE = 3e-3
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "embed_tokens", "lm_head"]
 
 

@@ -1,6 +1,7 @@
 """The engine: the same bytes whoever does the work, and a failure that stops everybody and says where."""
 
 import itertools
+import os
 import threading
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from suture import execute
 from suture.errors import Interrupted, SutureError
 from suture.execute import kernel, local, pieces
 from suture.execute.local import Queue, count_workers
-from suture.execute.pieces import Piece, split
+from suture.execute.pieces import Piece, Span, split
 from suture.methods.base import Method
-from suture.values import Verdict
+from suture.values import TensorInfo, Verdict
 
 GOOD = Verdict(True, ())
 
@@ -44,10 +45,6 @@ def test_any_number_of_workers_gives_the_same_bytes(pair, plan, tmp_path):
     assert merged[16] == merged[1]
 
 
-def piece(number: int, file: str, n_bytes: int = 1) -> Piece:
-    return Piece(number, file, 0, n_bytes, ())
-
-
 def test_a_worker_stays_on_its_file_then_takes_a_fresh_one_then_helps(plan):
     queue = Queue(split(plan))
     one, two = queue.take(""), queue.take("")
@@ -58,6 +55,14 @@ def test_a_worker_stays_on_its_file_then_takes_a_fresh_one_then_helps(plan):
     third = ({f.name for f in plan.files} - {one.file, two.file}).pop()
     changes = [files[0], *(b for a, b in itertools.pairwise(files) if a != b)]
     assert changes == [one.file, third, two.file]
+
+
+def test_a_fresh_file_comes_before_helping_with_a_larger_one():
+    span = Span("base", TensorInfo("t", "U8", (9,), "in", 0, 9), 0)
+    queue = Queue(
+        [Piece(0, "a small one", 0, 9, (span,)), *(Piece(k, "large", k, k + 9, (span,)) for k in range(1, 9))]
+    )
+    assert [queue.take("").file for _ in range(3)] == ["large", "a small one", "large"]
 
 
 def test_every_piece_is_taken_once(plan):
@@ -81,6 +86,19 @@ def test_progress_adds_up_to_the_output(pair, plan, tmp_path):
     execute.abandon(execute.run(plan, pair.inputs, tmp_path / "out", progress=seen.append))
     assert sum(seen) == plan.n_bytes_written
     assert all(n > 0 for n in seen)
+
+
+def test_what_is_written_in_order_is_hashed_without_reading_it_again(pair, plan, tmp_path, monkeypatch):
+    n_bytes, preadv = [], os.preadv
+
+    def count(fd, buffers, offset):
+        n = preadv(fd, buffers, offset)
+        n_bytes.append(n if ".out.suture" in str(Path(f"/proc/self/fd/{fd}").readlink()) else 0)
+        return n
+
+    monkeypatch.setattr(os, "preadv", count)
+    execute.abandon(execute.run(plan, pair.inputs, tmp_path / "out", workers=1))
+    assert sum(n_bytes) == 0
 
 
 def failing(monkeypatch, error: BaseException) -> None:

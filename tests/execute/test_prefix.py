@@ -64,6 +64,27 @@ def test_a_file_that_is_not_whole_has_no_hash():
         prefix.hexdigest()
 
 
+def test_a_piece_that_is_finished_while_the_holder_lets_go_is_not_left_behind():
+    class LateLock:
+        held = False
+        late = [lambda: (prefix.finish(100), prefix.advance(buffer()))]
+
+        def acquire(self, *, blocking):
+            free, self.held = not self.held, True
+            return free
+
+        def release(self):
+            if self.late:
+                self.late.pop()()
+            self.held = False
+
+    prefix = PrefixHash([0, 100, 10_000], reader)
+    prefix._lock = LateLock()
+    prefix.finish(0)
+    assert prefix.advance(buffer())
+    assert prefix.hexdigest() == SHA256
+
+
 def test_many_threads():
     bounds = list(range(0, 10_001, 10))
     prefix = PrefixHash(bounds, reader)

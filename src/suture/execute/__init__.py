@@ -14,7 +14,7 @@ from suture.execute.inputs import Inputs, check_inputs, require_unchanged, state
 from suture.execute.journal import Head, boot_id
 from suture.execute.kernel import check_computable
 from suture.execute.local import Progress, Queue, Worker, count_workers, work
-from suture.execute.pieces import Piece, division, split
+from suture.execute.pieces import Piece, division, header_bytes, split
 from suture.execute.prefix import PrefixHash
 from suture.execute.publish import abandon, publish
 from suture.execute.receipt import RECEIPT, kernel_name, make_receipt, receipt_bytes
@@ -121,13 +121,14 @@ def _weights(
 
 
 def _hashes(plan: Plan, stage: Stage, pieces: Sequence[Piece]) -> dict[str, PrefixHash]:
-    """The hash of each weight file, told of its header and of the pieces that are there."""
+    """The hash of each weight file, with its header, and told of the pieces that are there."""
     bounds = {file.name: [0, file.n_bytes] for file in plan.files}
     for piece in pieces:
         bounds[piece.file].append(piece.begin)
     hashes = {name: PrefixHash(bounds[name], partial(stage.read, name)) for name in bounds}
-    for name in hashes:
-        hashes[name].finish(0)
+    for file in plan.files:
+        hashes[file.name].feed(0, memoryview(header_bytes(file)))
+        hashes[file.name].finish(0)
     for piece in pieces:
         if piece.number in stage.done:
             hashes[piece.file].finish(piece.begin)
