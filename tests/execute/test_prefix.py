@@ -66,8 +66,8 @@ def test_a_file_that_is_not_whole_has_no_hash():
 
 def test_a_piece_that_is_finished_while_the_holder_lets_go_is_not_left_behind():
     class LateLock:
-        held = False
-        late = [lambda: (prefix.finish(100), prefix.advance(buffer()))]
+        def __init__(self, late):
+            self.held, self.late = False, [late]
 
         def acquire(self, *, blocking):
             free, self.held = not self.held, True
@@ -79,7 +79,7 @@ def test_a_piece_that_is_finished_while_the_holder_lets_go_is_not_left_behind():
             self.held = False
 
     prefix = PrefixHash([0, 100, 10_000], reader)
-    prefix._lock = LateLock()
+    prefix._lock = LateLock(lambda: (prefix.finish(100), prefix.advance(buffer())))
     prefix.finish(0)
     assert prefix.advance(buffer())
     assert prefix.hexdigest() == SHA256

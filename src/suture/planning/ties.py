@@ -177,5 +177,8 @@ def _untied(group: _Group, checkpoint: Checkpoint, arch: Arch, updates: Mapping[
     if group.stored in updates and tensor.shape:
         n_values = n_values // max(tensor.shape[0], 1) * updates[group.stored].shape[0]
     touched = sorted(group.updates)
-    why = f"the adapter changes {', '.join(touched)}" if touched else "the tie flag covers them too"
+    if len(touched) == 1:
+        why = f"the adapter changes {touched[0]} alone"
+    else:
+        why = f"the adapter changes {' and '.join(touched)} differently" if touched else "the tie flag covers them too"
     return Untied(group.tie.members, group.stored, added, len(added) * n_values * size, why)

@@ -39,9 +39,11 @@ def check(case: Case) -> Iterable[Finding]:
     for untied in case.settled.untied:
         yield RULE.finding(
             " and ".join(untied.members),
-            f"one tensor becomes {len(untied.members)}: {untied.why}; the model grows by {_growth(untied)}",
-            "one change for all of them, to keep one tensor",
-            "Nothing: the tie flags in config.json are set to false. --tied refuse stops instead.",
+            f"they are one tensor in the base, and {untied.why}. Merged into that tensor, the change "
+            f"would reach all of them; so the merge writes {len(untied.members)}: the model grows by {_growth(untied)}",
+            "the same change for all of them, if they are to stay one tensor",
+            "Nothing: each gets its own values, and config.json will say untied. --tied refuse stops instead. To keep "
+            "one tensor, train with ensure_weight_tying, or without these modules.",
             severity="info",
         )
 
