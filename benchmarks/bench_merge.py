@@ -42,10 +42,12 @@ class Run:
 def commands(base: Path, adapter: Path, out: Path) -> dict[str, list[str]]:
     """The command of each rival."""
     triple = [str(base), str(adapter), str(out)]
+    suture = [sys.executable, "-m", "suture", "merge", str(base), str(adapter), "-o", str(out), "--json"]
     return {
         "cp": ["cp", "-r", str(base), str(out)],
         "cp-fsync": ["sh", "-c", 'cp -r "$0" "$1" && sync "$1"/* "$1"', str(base), str(out)],
-        "suture": [sys.executable, "-m", "suture", "merge", str(base), str(adapter), "-o", str(out), "--json"],
+        "suture": suture,
+        "suture-fast": [*suture, "--durability", "fast"],
         "engine": [*ENGINE, *triple],
         "engine-nohash": [*ENGINE, *triple, "--no-hash"],
         "engine-nofsync": [*ENGINE, *triple, "--no-fsync"],
@@ -141,7 +143,9 @@ def main() -> None:
     parser.add_argument("--engine-only", action="store_true", help="without the command line: a plan made by hand")
     parser.add_argument("--results", type=Path, help="prefix of the .json and .md files; default: in the folder")
     args = parser.parse_args()
-    rivals = args.rivals or (["cp", "engine"] if args.engine_only else ["cp", "suture"])
+    rivals = args.rivals or (["cp", "engine"] if args.engine_only else ["cp", "suture-fast", "cp-fsync", "suture"])
+    making = [sys.executable, str(HERE / "make_checkpoint.py"), str(args.folder), "--size", args.size]
+    subprocess.run([*making, "--targets", args.targets, "--rank", str(args.rank)], check=True)  # its memory is not ours
     base, adapter = make(args.folder, args.size, args.targets, args.rank)
     runs = measure(rivals, base, adapter, args.folder, args.rounds)
     rows = summary(runs, rivals)

@@ -52,6 +52,16 @@ def test_a_file_that_changes_during_the_merge(pair, tmp_path):
     assert not (tmp_path / ".out.suture").exists()
 
 
+def test_a_file_that_was_exchanged_for_one_of_the_same_size_and_date(pair):
+    plan, path = make_plan(pair), pair.folder / "base" / "model-00001-of-00003.safetensors"
+    before, date = state(plan, pair.inputs), path.stat().st_mtime_ns
+    other = path.with_suffix(".other")
+    other.write_bytes(path.read_bytes())
+    os.utime(other, ns=(date, date))
+    other.replace(path)
+    assert state(plan, pair.inputs) != before
+
+
 def test_the_state_is_that_of_every_file(pair):
     plan = make_plan(pair)
     states = {state(plan, pair.inputs)}

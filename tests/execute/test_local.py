@@ -2,15 +2,17 @@
 
 import itertools
 import os
+import signal
 import threading
 from pathlib import Path
 
 import pytest
 from execute.made_plans import contents, make_pair, make_plan
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from suture import execute
 from suture.errors import Interrupted, SutureError
-from suture.execute import kernel, local, pieces
+from suture.execute import kernel, local, pieces, staging
 from suture.execute.local import Queue, count_workers
 from suture.execute.pieces import Piece, Span, split
 from suture.methods.base import Method
@@ -138,6 +140,27 @@ def test_a_failure_stops_the_other_workers(pair, plan, tmp_path, monkeypatch):
     monkeypatch.setattr(kernel, "METHODS", {"lora": Method({}, rows=rows)})
     with pytest.raises(SutureError, match="ValueError: first"):
         execute.run(plan, pair.inputs, tmp_path / "out", workers=3)
+
+
+def test_a_signal_that_comes_last_is_heard(pair, plan, tmp_path, monkeypatch):
+    """While the disk takes the folders, after everything else."""
+    monkeypatch.setattr(staging, "sync_folder", lambda folder: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        execute.run(plan, pair.inputs, tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]
+
+
+def test_a_worker_has_one_blas_thread(pair, plan, tmp_path, monkeypatch):
+    threads = set()
+
+    def rows(w, f, s, i):
+        threads.update(lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas")
+        return w
+
+    monkeypatch.setattr(kernel, "METHODS", {"lora": Method({}, rows=rows)})
+    with threadpool_limits(2, "blas"):
+        execute.abandon(execute.run(plan, pair.inputs, tmp_path / "out"))
+    assert threads <= {1}
 
 
 def test_an_interrupted_progress_bar_interrupts_the_run(pair, plan, tmp_path):
