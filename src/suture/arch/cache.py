@@ -11,7 +11,6 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,20 +18,13 @@ from typing import Any
 
 from suture import __version__, codec
 from suture.errors import FormatError
+from suture.home import cache_folder
 from suture.values import Arch, Json, Part, TensorInfo
 
 # To be raised when descriptions change although the versions and the inputs do not.
 SCHEMA = 1
 
 _log = logging.getLogger(__name__)
-
-
-def folder() -> Path:
-    """Where descriptions are kept: $SUTURE_CACHE, or `suture` below $XDG_CACHE_HOME or ~/.cache."""
-    if own := os.environ.get("SUTURE_CACHE"):
-        return Path(own)
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "suture"
 
 
 def key_of(config: Json, tensors: Mapping[str, TensorInfo]) -> str:
@@ -113,7 +105,7 @@ def _sha256(body: bytes) -> bytes:
 
 
 def _path(key: str) -> Path:
-    return folder() / "arch" / f"{key}.json"
+    return cache_folder() / "arch" / f"{key}.json"
 
 
 def _version(package: str) -> str:

@@ -21,6 +21,7 @@ from suture.formats.dtypes import DTYPES
 from suture.formats.files import inside, quoted
 from suture.formats.fingerprint import file_sha256
 from suture.formats.listing import ADAPTER_CONFIG, other_weights, side_files
+from suture.home import cache_folder
 
 if TYPE_CHECKING:
     import torch
@@ -36,14 +37,6 @@ _LOAD_ERRORS = (
     pickle.UnpicklingError, RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError,
     OSError, AssertionError, OverflowError, MemoryError, ImportError, struct.error, zipfile.BadZipFile,
 )  # fmt: skip
-
-
-def cache_folder() -> Path:
-    """Where converted weights are kept: below $SUTURE_CACHE, or `suture` in $XDG_CACHE_HOME or ~/.cache."""
-    if own := os.environ.get("SUTURE_CACHE"):
-        return Path(own) / "pickles"
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "suture" / "pickles"
 
 
 def converted(folder: Path, names: Iterable[str]) -> Path:
@@ -65,7 +58,7 @@ def converted(folder: Path, names: Iterable[str]) -> Path:
     files = {name: file_sha256(inside(folder, name)) for name in (*targets, *small)}
     recipe = {"files": files, "others": others}
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
-    target = cache_folder() / key
+    target = cache_folder() / "pickles" / key
     if target.is_dir():
         return target
     try:
