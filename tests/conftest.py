@@ -88,7 +88,7 @@ def smollm2(smollm2_bf16: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # fetching turned it on
+    disable_progress_bar()
     folder = tmp_path_factory.mktemp("smollm2-f32")
     AutoModelForCausalLM.from_pretrained(smollm2_bf16, dtype=torch.float32).save_pretrained(folder)
     AutoTokenizer.from_pretrained(smollm2_bf16).save_pretrained(folder)

@@ -44,18 +44,6 @@ def test_nothing_heavy_is_imported_at_the_start():
     assert result.stdout.strip() == "[]", result.stderr
 
 
-def test_help_is_fast():
-    """In seconds of the processor, which other processes do not make longer."""
-    assert min(seconds_of_help() for _ in range(5)) < 0.3
-
-
-def seconds_of_help():
-    before = os.times()
-    subprocess.run([sys.executable, "-m", "suture", "--help"], check=True, stdout=subprocess.DEVNULL)
-    after = os.times()
-    return after.children_user + after.children_system - before.children_user - before.children_system
-
-
 def test_the_version(run):
 
     assert run("--version").stdout == f"suture {suture.__version__}\n"

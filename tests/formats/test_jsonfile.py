@@ -1,6 +1,5 @@
 import json
 import os
-import time
 import tracemalloc
 from contextlib import suppress
 
@@ -70,16 +69,14 @@ def test_a_file_over_the_limit_is_not_read(tmp_path):
 
 
 @pytest.mark.parametrize("unit", [b"[],", b"{},", b'"",', b"0,"])
-def test_parsing_is_bounded_in_time_and_memory(unit, monkeypatch):
+def test_parsing_is_bounded_in_memory(unit, monkeypatch):
     monkeypatch.setattr(jsonfile, "MAX_JSON_VALUES", 100_000)
     raw = b'{"a": [' + unit * (jsonfile.MAX_JSON_BYTES // 8 // len(unit)) + b"0]}"
-    start = time.perf_counter()
     tracemalloc.start()
     with pytest.raises(FormatError, match="values"):
         parse_json_object(raw, "x")
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()
-    assert time.perf_counter() - start < 2
 
 
 def test_pipes_and_folders_are_not_read(tmp_path):
