@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
 import numpy.typing as npt
 
 from suture.values import Param, TensorInfo, Update
@@ -113,8 +112,3 @@ def matrix_cols(shape: tuple[int, ...], kind: str) -> int:
     if len(shape) < 2:
         return 1
     return shape[-1] if kind == "Experts" else math.prod(shape[1:])
-
-
-def as_float(array: Array) -> Array:
-    """A float32 or float64 array as it is, anything else as float32."""
-    return array if array.dtype in (np.float32, np.float64) else array.astype(np.float32)

@@ -32,6 +32,7 @@ StoredEqual = Callable[[str, str], bool]
 class _Group:
     tie: Tie
     stored: str  # the member whose tensor is on disk
+    tensor: str  # that tensor
     updates: Mapping[str, Update]  # by member, as far as it has one
     apart: bool  # the members' updates differ
 
@@ -74,11 +75,11 @@ def _group(
         return None
     own = {m: resolved.updates[m] for m in tie.members if m in resolved.updates}
     if not own:
-        return _Group(tie, stored[0], {}, apart=False)
+        return _Group(tie, stored[0], tensors[stored[0]], {}, apart=False)
     shared = _propagated(tie, own, arch, resolved.frozen)
     first = next(iter(shared.values()))
     agree = len(shared) == len(tie.members) and all(same(first, u) for u in list(shared.values())[1:])
-    return _Group(tie, stored[0], shared, apart=not agree)
+    return _Group(tie, stored[0], tensors[stored[0]], shared, apart=not agree)
 
 
 def _propagated(tie: Tie, own: Mapping[str, Update], arch: Arch, frozen: Mapping[str, TensorInfo]) -> dict[str, Update]:
@@ -171,7 +172,7 @@ def _row_problems(arch: Arch, updates: Mapping[str, Update]) -> list[Problem]:
 def _untied(group: _Group, checkpoint: Checkpoint, arch: Arch, updates: Mapping[str, Update]) -> Untied:
     on_disk = {part.param for part in arch.parts if part.tensor in checkpoint.tensors}
     added = tuple(m for m in group.tie.members if m not in on_disk)
-    tensor = checkpoint.tensors[next(p.tensor for p in arch.parts if p.param == group.stored)]
+    tensor = checkpoint.tensors[group.tensor]
     size = tensor.n_bytes // max(tensor.n_values, 1)
     n_values = tensor.n_values
     if group.stored in updates and tensor.shape:
