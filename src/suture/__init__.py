@@ -6,6 +6,10 @@ suture.plan(base, adapter)         what a merge would do
 suture.merge(base, adapter, out)   the merge: streamed, verified, then visible
 suture.verify(base, adapter, out)  the proof, for merges of any tool
 suture.explain(code)               the page of a rule
+suture.train(config)               train an adapter, audited and proven
+suture.resume(run)                 go on with a run, bit for bit
+suture.audit(model, optimizer)     what trains in a PeftModel, and what does not
+suture.ProofCallback()             audit, ledger and save check for any Trainer
 """
 
 from __future__ import annotations
@@ -22,8 +26,16 @@ if TYPE_CHECKING:  # for type checkers; at run time __getattr__ imports a name w
     from suture.pipeline import merge as merge
     from suture.pipeline import plan as plan
     from suture.pipeline import verify as verify
+    from suture.training.audit import audit as audit
+    from suture.training.callback import ProofCallback as ProofCallback
+    from suture.training.config import RunConfig as RunConfig
+    from suture.training.run import resume as resume
+    from suture.training.run import train as train
+    from suture.values import Audit as Audit
     from suture.values import Finding as Finding
+    from suture.values import Ledger as Ledger
     from suture.values import Options as Options
+    from suture.values import Outcome as Outcome
     from suture.values import Plan as Plan
     from suture.values import Receipt as Receipt
     from suture.values import Verdict as Verdict
@@ -32,20 +44,28 @@ if TYPE_CHECKING:  # for type checkers; at run time __getattr__ imports a name w
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Audit": "values",
     "Finding": "values",
+    "Ledger": "values",
     "LogitsSettings": "verification",
     "Options": "values",
+    "Outcome": "values",
     "Plan": "values",
+    "ProofCallback": "training.callback",
     "Reading": "pipeline",
     "Receipt": "values",
+    "RunConfig": "training.config",
     "Running": "pipeline",
     "SutureError": "errors",
     "Verdict": "values",
+    "audit": "training.audit",
     "check": "pipeline",
     "explain": "pages",
     "inspect": "inspection",
     "merge": "pipeline",
     "plan": "pipeline",
+    "resume": "training.run",
+    "train": "training.run",
     "verify": "pipeline",
 }
 

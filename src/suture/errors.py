@@ -3,15 +3,18 @@
 SutureError                     1   anything below
 ├── Findings                    1   `check` or a merge found errors; all of them are listed
 ├── NotVerified                 3   the merged files are not what base + adapter gives
+├── AuditFailed                 4   what would train is not what the adapter's config promises
 ├── UsageError                  2   an option or a combination of options makes no sense
 ├── InputError                 10   a file or folder that was named cannot be used
 │   ├── FormatError            11   a header, index or config is malformed or hostile
 │   ├── PickleRefused          12   weights are in a pickle file, which can run code
-│   └── InputChanged           13   an input is not what it was when the plan was made
+│   ├── InputChanged           13   an input is not what it was when the plan was made
+│   └── ResumeRefused          14   a checkpoint or adapter is not what its ledger and the run say
 ├── OutputError                20   the output cannot be written
 │   ├── OutputExists           21   the output folder has files
 │   ├── OutputLocked           22   another process is writing it
-│   └── DiskFull               23   there is not enough free space
+│   ├── DiskFull               23   there is not enough free space
+│   └── NotSaved               24   what lies on the disk is not what was in memory
 ├── MissingExtra               30   an optional dependency is not installed
 └── Interrupted               130   Ctrl-C or SIGTERM
 """
@@ -22,7 +25,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from suture.values import Finding, Verdict
+    from suture.values import Audit, Difference, Finding, Verdict
 
 
 class SutureError(Exception):
@@ -67,6 +70,21 @@ class NotVerified(SutureError):
         self.verdict = verdict
 
 
+class AuditFailed(SutureError):
+    """What would train is not what the adapter's config promises; `audit` says where."""
+
+    exit_code = 4
+
+    def __init__(self, audit: Audit, *, where: str = "") -> None:
+        self.audit = audit
+        super().__init__(
+            "the audit found " + told(audit.differences),
+            where=where,
+            expected="what the config promises = what the model holds = what trains = what the optimiser moves",
+            do="No step was made.",
+        )
+
+
 class UsageError(SutureError):
     """An option or a combination of options makes no sense."""
 
@@ -97,6 +115,16 @@ class InputChanged(InputError):
     exit_code = 13
 
 
+class ResumeRefused(InputError):
+    """A checkpoint or adapter is not what its ledger and the run say; `differences` are told group by group."""
+
+    exit_code = 14
+
+    def __init__(self, differences: Sequence[Difference], *, where: str) -> None:
+        self.differences = tuple(differences)
+        super().__init__(told(differences), where=where, do="Nothing was loaded, and nothing was changed.")
+
+
 class OutputError(SutureError):
     """The output cannot be written."""
 
@@ -121,6 +149,12 @@ class DiskFull(OutputError):
     exit_code = 23
 
 
+class NotSaved(OutputError):
+    """What lies on the disk is not what was in memory."""
+
+    exit_code = 24
+
+
 class MissingExtra(SutureError):
     """An optional dependency is not installed."""
 
@@ -131,3 +165,10 @@ class Interrupted(SutureError):
     """Stopped by Ctrl-C or SIGTERM."""
 
     exit_code = 130
+
+
+def told(differences: Sequence[Difference]) -> str:
+    """Differences in words, one a line, each with what to do."""
+    noun = "difference" if len(differences) == 1 else "differences"
+    lines = [f"  {d.group}: {d.found}" + (f"\n    do: {d.do}" if d.do else "") for d in differences]
+    return "\n".join([f"{len(differences)} {noun}:", *lines])

@@ -11,13 +11,11 @@ from pathlib import Path
 from suture import targets
 from suture.arch import describe
 from suture.formats import read_adapter, read_checkpoint
+from suture.groups import GROUPS, group_of, vocabulary_ends
 from suture.pipeline import Reading
 from suture.resolve import resolve
 from suture.rewriting import PREFIX
 from suture.values import Adapter, Arch, Checkpoint, Json, TensorInfo, Tie
-
-GROUPS = ("LoRA", "embeddings", "head", "tokens", "biases", "norms and others")
-TOKENS = ".token_adapter.trainable_tokens_delta"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +144,7 @@ def _trained(
     """Tensors of the file that were trained: without copies of the base's matrices, repeats, and resized embeddings."""
     resolved = resolve(checkpoint, adapter, arch)
     left_out = {t.name for t in resolved.frozen.values()} | set(resolved.copies)
-    ends = {f"{PREFIX}{module}.weight" for module in _ends(arch)}
+    ends = {f"{PREFIX}{module}.weight" for module in vocabulary_ends(arch)}
     left_out |= ends - claims.tensors.keys()
     return {name: t.shape for name, t in adapter.tensors.items() if name not in left_out}
 
@@ -154,35 +152,11 @@ def _trained(
 def _trainable(tensors: Mapping[str, tuple[int, ...]], arch: Arch, n_base: int) -> Trainable:
     counts = Counter(dict.fromkeys(GROUPS, 0))
     for key, shape in tensors.items():
-        counts[_group(key, arch)] += math.prod(shape)
+        counts[group_of(key, arch)] += math.prod(shape)
     n_trainable = counts.total()
     n_total = n_base + n_trainable - counts["biases"]  # which are trained where they are
     percent = 100 * n_trainable / n_total if n_total else 0.0
     return Trainable({g: n for g, n in counts.items() if n}, n_trainable, n_total, percent)
-
-
-def _group(key: str, arch: Arch) -> str:
-    """The group of a tensor of the adapter, by its key."""
-    module = key.removeprefix(PREFIX).rpartition(".")[0]
-    if ".lora_" in key:
-        return "LoRA"
-    if key.endswith(TOKENS):
-        return "tokens"
-    if key.endswith(".bias") and module not in _ends(arch):
-        return "biases"
-    if module == arch.output_embedding:
-        return "head"
-    return "embeddings" if module in _ends(arch) else "norms and others"
-
-
-def _ends(arch: Arch) -> set[str]:
-    """Modules at the two ends of the vocabulary, with those that are tied to them."""
-    ends = {module for module in (arch.input_embedding, arch.output_embedding) if module}
-    for tie in arch.ties:
-        modules = {member.rpartition(".")[0] for member in tie.members}
-        if modules & ends:
-            ends |= modules
-    return ends
 
 
 def _method(config: Json) -> str:

@@ -9,7 +9,7 @@ import typer
 
 from suture import errors
 from suture.cli._errors import BUG, told
-from suture.values import Check, Verdict
+from suture.values import Audit, Check, Difference, Verdict
 
 
 def classes(root=errors.SutureError):
@@ -22,7 +22,8 @@ def raised(error, *, json=False, debug=False):
     return caught.value.exit_code
 
 
-ORDINARY = [c for c in classes() if c not in (errors.Findings, errors.NotVerified)]
+WITH_VALUES = (errors.Findings, errors.NotVerified, errors.AuditFailed, errors.ResumeRefused)
+ORDINARY = [c for c in classes() if c not in WITH_VALUES]
 
 
 @pytest.mark.parametrize("cls", ORDINARY, ids=lambda c: c.__name__)
@@ -31,6 +32,32 @@ def test_each_class_has_its_exit_code(cls, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert err == "error: a.safetensors: w: found this\n  expected: that\n  do: Do it.\n"
+
+
+FROZEN = Difference("embeddings", "lm_head is frozen: 7 parameters", "Thaw it.", ("lm_head.weight",), 7)
+
+
+def test_differences_are_told_in_words_and_as_data(capsys):
+    assert raised(errors.ResumeRefused([FROZEN], where="run/checkpoint-3")) == 14
+    err = capsys.readouterr().err
+    assert "run/checkpoint-3: 1 difference:\n  embeddings: lm_head is frozen: 7 parameters\n    do: Thaw it.\n" in err
+    for error in (errors.ResumeRefused([FROZEN], where="x"), errors.AuditFailed(Audit((), 0, 7, {}, (FROZEN,), True))):
+        raised(error, json=True)
+        data = json.loads(capsys.readouterr().out)
+        assert data["differences"] == [
+            {
+                "group": "embeddings",
+                "found": FROZEN.found,
+                "do": FROZEN.do,
+                "names": ["lm_head.weight"],
+                "n_params": 7,
+            }
+        ]
+
+
+def test_a_failed_audit_was_shown_before(capsys):
+    assert raised(errors.AuditFailed(Audit((), 0, 7, {}, (FROZEN,), True))) == 4
+    assert capsys.readouterr().err == "error: the audit failed. No step was made.\n"
 
 
 def test_parts_that_are_empty_are_left_out(capsys):

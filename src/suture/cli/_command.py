@@ -29,15 +29,16 @@ class Answer:
     exit_code: int = 0
 
 
-def command(function: Callable[..., Answer]) -> Callable[..., None]:
+def command(function: Callable[..., Answer | None]) -> Callable[..., None]:
     """A function typer can run: dataclass parameters become one option a field; --json and --debug are added."""
     parameters = inspect.signature(function, eval_str=True).parameters
 
     def run(*, json: bool, debug: bool, **values: Any) -> None:
         with _errors.told(json=json, debug=debug):
             answer = function(**_packed(parameters, values))
-            _output.answer(answer.data, answer.show, json=json)
-        if answer.exit_code:
+            if answer is not None:  # of several processes, one answers
+                _output.answer(answer.data, answer.show, json=json)
+        if answer is not None and answer.exit_code:
             raise typer.Exit(answer.exit_code)
 
     run.__doc__, run.__name__ = function.__doc__, function.__name__

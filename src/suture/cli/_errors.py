@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from suture.cli import _output
-from suture.errors import Findings, Interrupted, NotVerified, SutureError
+from suture.errors import AuditFailed, Findings, Interrupted, NotVerified, ResumeRefused, SutureError
 
 if TYPE_CHECKING:
     from suture.values import Finding
@@ -70,8 +70,10 @@ def _data(error: SutureError, exit_code: int) -> dict[str, object]:
         "do": error.do,
     }
     findings: Sequence[Finding] = error.findings if isinstance(error, Findings) else ()
-    verdict = {"verdict": error.verdict} if isinstance(error, NotVerified) else {}
-    return {"error": what, "findings": findings, **verdict}
+    more: dict[str, object] = {"verdict": error.verdict} if isinstance(error, NotVerified) else {}
+    if isinstance(error, (AuditFailed, ResumeRefused)):
+        more["differences"] = error.audit.differences if isinstance(error, AuditFailed) else error.differences
+    return {"error": what, "findings": findings, **more}
 
 
 def _show(error: SutureError) -> None:
@@ -84,6 +86,9 @@ def _show(error: SutureError) -> None:
         return
     if isinstance(error, NotVerified):
         _show.verdict(out, error.verdict)
+    if isinstance(error, AuditFailed):  # the display has shown it
+        _output.line(out, _output.styled("error: ", "bold red"), "the audit failed. ", error.do)
+        return
     _output.line(out, _output.styled("error: ", "bold red"), error.where, ": " if error.where else "", error.found)
     for label, text in (("expected", error.expected), ("do", error.do)):
         if text:

@@ -15,13 +15,15 @@ from suture.cli.explain import explain
 from suture.cli.inspect import inspect
 from suture.cli.merge import merge
 from suture.cli.plan import plan
+from suture.cli.resume import resume
+from suture.cli.train import train
 from suture.cli.verify import verify
 
 HELP = "Merge LoRA adapters into their base model by streaming files, and prove the merge."
 
 app = typer.Typer(help=HELP, no_args_is_help=True, pretty_exceptions_enable=False)
 
-for _function in (inspect, check, explain, plan, merge, verify):
+for _function in (inspect, check, explain, plan, merge, verify, train, resume):
     app.command(no_args_is_help=_function is not explain)(command(_function))
 
 

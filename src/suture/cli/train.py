@@ -1,0 +1,61 @@
+"""suture train RUN.yaml [FIELD=VALUE …]"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from suture.cli import _output, _training
+from suture.cli._command import Answer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from suture.values import Outcome
+
+ConfigArgument = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run: base, data, adapter, settings.")]
+FieldsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[FIELD=VALUE]…", help="Settings in the place of the file's: lr=1e-4 adapter.rank=32"),
+]
+ContinueOption = Annotated[
+    str | None,
+    typer.Option("--continue", metavar="ADAPTER", help="Go on from an adapter; its config is inherited."),
+]
+InitOption = Annotated[bool, typer.Option("--init", help="Write an example with every setting to RUN.yaml, and end.")]
+
+
+def train(
+    config: ConfigArgument,
+    fields: FieldsArgument = None,
+    continue_from: ContinueOption = None,
+    init: InitOption = False,
+) -> Answer | None:
+    """Train a LoRA adapter: audited before the first step, read back after every save, measured to the merge."""
+    if init:
+        from suture.training.example import write_example
+
+        write_example(config)
+        return Answer({"written": config}, partial(_written, path=config))
+    from suture.training import run
+    from suture.training.config import load
+
+    settings = load(config, fields or ())
+    with _training.Display() as display:
+        found = run.train(settings, continue_from=continue_from, observer=display)
+    return answer(found)
+
+
+def answer(found: Outcome) -> Answer | None:
+    """The outcome of a run; of several processes, only the first has one to tell."""
+    if not found.is_first:
+        return None
+    code = 3 if found.problems else 130 if found.adapter is None else 0
+    return Answer(found, partial(_training.outcome, found=found, base=found.base), exit_code=code)
+
+
+def _written(out: Console, path: Path) -> None:
+    _output.line(out, f"written: {path}")

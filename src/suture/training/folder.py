@@ -1,0 +1,168 @@
+"""A run's folder: where its files lie, and the only writes that are Suture's own."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from suture.errors import InputError, OutputExists, OutputLocked
+
+CONFIG = "run.yaml"
+METRICS = "metrics.jsonl"
+AUDIT = "audit.json"
+OUTCOME = "outcome.json"
+CURVE = "loss.svg"
+START = "start"  # the adapter as it was before the first step
+ADAPTER = "adapter"  # the result
+LOCK = ".lock"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+def claim(run: Path) -> None:
+    """Make a folder for a new run.
+
+    Raises:
+        OutputExists: there are files in it.
+    """
+    if run.exists() and (not run.is_dir() or any(path.name != LOCK for path in run.iterdir())):
+        raise OutputExists(
+            "the run folder has files",
+            where=str(run),
+            expected="a new or empty folder",
+            do="Name another one in `out`, or go on with this run: suture resume.",
+        )
+    run.mkdir(parents=True, exist_ok=True)
+
+
+def unclaim(run: Path) -> None:
+    """Take back the folder of a run that has not begun."""
+    if {path.name for path in run.iterdir()} <= {LOCK}:
+        shutil.rmtree(run)
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold the run's lock: one process (or one group of processes, by its first) writes a run.
+
+    Raises:
+        OutputLocked: another process has it.
+    """
+    descriptor = os.open(run / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OutputLocked(
+                "another process trains in this folder", where=str(run), do="Wait for it, or stop it."
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def put(path: Path, text: str) -> None:
+    """Write a file whole or not at all: beside its place, to the disk, then renamed."""
+    beside = path.with_name(f".{path.name}.new")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    _sync(path.parent)
+
+
+def put_json(path: Path, data: Any) -> None:
+    """Write JSON data whole or not at all."""
+    put(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+
+
+def append_line(path: Path, data: Mapping[str, Any]) -> None:
+    """Add a line of JSON to a file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(data) + "\n")
+
+
+def keep_until(path: Path, step: int) -> list[dict[str, Any]]:
+    """Cut a file of JSON lines back to the step that a run resumes from; returns the lines that stay.
+
+    A line that a crash has cut off is the last one, and goes too.
+    """
+    if not path.exists():
+        return []
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            data = json.loads(line)
+        except ValueError:
+            break
+        if data["step"] <= step:
+            kept.append(data)
+    put(path, "".join(json.dumps(data) + "\n" for data in kept))
+    return kept
+
+
+def checkpoints(run: Path) -> tuple[Path, ...]:
+    """Checkpoint folders, oldest first."""
+    found = [(int(m[1]), p) for p in run.iterdir() if p.is_dir() and (m := _CHECKPOINT.fullmatch(p.name))]
+    return tuple(path for _, path in sorted(found))
+
+
+def checkpoint(run: Path, step: int) -> Path:
+    """The folder of a checkpoint."""
+    return run / f"checkpoint-{step}"
+
+
+def rotate(run: Path, keep: int, spare: Path | None) -> None:
+    """Delete the oldest checkpoints, so that `keep` are left, and never `spare`."""
+    others = [path for path in checkpoints(run) if path != spare]
+    for path in others[: max(0, len(others) - keep)]:
+        remove(path)
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder of a run; one rename first, so that a crash leaves nothing that looks whole."""
+    doomed = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(doomed, ignore_errors=True)
+    if folder.exists():
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def publish(staged: Path, folder: Path) -> None:
+    """Give a finished folder its name."""
+    for path in (*staged.iterdir(), staged):
+        _sync(path)
+    remove(folder)
+    staged.rename(folder)
+    _sync(folder.parent)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def require_run(run: Path) -> None:
+    """Refuse a folder that no run has written.
+
+    Raises:
+        InputError: it has no run.yaml.
+    """
+    if not (run / CONFIG).is_file():
+        raise InputError(
+            f"there is no {CONFIG}",
+            where=str(run),
+            expected="the folder of a run (`out` of its config)",
+            do="suture train starts one.",
+        )
