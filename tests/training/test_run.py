@@ -168,6 +168,7 @@ def test_stop_and_resume_gives_the_same_bytes(home: Path, tmp_path: Path, settin
         ours, theirs = (ledgers.read(found.adapter) for found in (resumed, straight) if found.adapter)
         assert ours is not None
         assert theirs is not None
+        assert ours.n_tokens > 0
         assert (ours.sha256, ours.n_tokens, ours.metrics) == (theirs.sha256, theirs.n_tokens, theirs.metrics)
 
 

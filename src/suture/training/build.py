@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,57 @@ def peft_config(config: RunConfig, arch: Arch, new_ids: Sequence[int]) -> dict[s
         "trainable_token_indices": rows,
         "ensure_weight_tying": config.ties == "together",
     }
+
+
+def check_names(adapter: Json, arch: Arch) -> None:
+    """Every name in the adapter's config must stand for something in the base: PEFT passes over one that does not.
+
+    Raises:
+        UsageError: names that match nothing; all of them are listed, with what comes close.
+    """
+    claims = targets.expected(adapter, arch)
+    modules = {p.module for p in arch.params.values()}
+    asked = {
+        "save": [
+            n for n in adapter.get("modules_to_save") or () if not targets.saved_params({"modules_to_save": [n]}, arch)
+        ],
+        "adapter.targets": _unmatched(adapter.get("target_modules"), claims.lora_modules),
+        "adapter.parameters": [
+            n
+            for n in adapter.get("target_parameters") or ()
+            if not targets.target_parameters({"target_parameters": [n]}, arch)
+        ],
+        "adapter.rank_pattern": _no_pattern(adapter.get("rank_pattern"), [*claims.lora_modules, *arch.params]),
+        "adapter.alpha_pattern": _no_pattern(adapter.get("alpha_pattern"), [*claims.lora_modules, *arch.params]),
+    }
+    lines = [
+        f"  {field}: {name}" + (f"; did you mean {' or '.join(close)}?" if (close := _close(name, modules)) else "")
+        for field, names in asked.items()
+        for name in names
+    ]
+    if lines:
+        raise UsageError(
+            "names that match nothing in the base:\n" + "\n".join(lines),
+            where=", ".join(field for field, names in asked.items() if names),
+            expected="the last parts of names of modules",
+            do="`suture inspect BASE` shows what is there.",
+        )
+
+
+def _unmatched(names: Any, modules: Sequence[str]) -> list[str]:
+    if not names or isinstance(names, str):
+        return [] if modules or not names else [str(names)]
+    return [name for name in names if not any(m == name or m.endswith(f".{name}") for m in modules)]
+
+
+def _no_pattern(patterns: Mapping[str, Any] | None, names: Sequence[str]) -> list[str]:
+    found = patterns or {}
+    return [key for key in found if not any(targets.first_match({key: 1}, name) is not None for name in names)]
+
+
+def _close(name: str, modules: Set[str]) -> list[str]:
+    parts = sorted({part for module in modules for part in module.split(".") if not part.isdigit()})
+    return difflib.get_close_matches(name.rpartition(".")[2], parts, n=2)
 
 
 def check_ties(config: RunConfig, adapter: Json, arch: Arch) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from suture.training.readback import meaning, tensor_sha256
 from suture.values import Adapter, Arch, Checkpoint, Difference, Json, Ledger, TensorInfo, TensorRecord
 
 BLOCK_BYTES = 16 << 20
-RESUMABLE = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
+RESUMABLE = ("scheduler.pt", "trainer_state.json")  # and the optimiser, whose files have a name for each backend
 
 
 def against_ledger(adapter: Adapter, ledger: Ledger, arch: Arch) -> list[Difference]:
@@ -63,7 +63,9 @@ def config_differences(then: Json, now: Json, where: str, when: str) -> list[Dif
 def against_files(folder: Path, ledger: Ledger) -> list[Difference]:
     """The other files of a checkpoint against the hashes in its ledger."""
     wanted = {name: sha for name, sha in ledger.files.items() if name not in ledgers.WEIGHTS}
-    missing = sorted(name for name in {*wanted, *RESUMABLE} if not (folder / name).is_file())
+    there = {path.name for path in folder.iterdir()}
+    optimizer = () if any(name.startswith("optimizer") for name in there) else ("optimizer.pt",)
+    missing = sorted({*wanted, *RESUMABLE, *optimizer} - there)
     changed = sorted(name for name, sha in wanted.items() if name not in missing and file_sha256(folder / name) != sha)
     do = "Take another checkpoint: this one cannot give the same run."
     return [
@@ -91,8 +93,8 @@ def against_model(ledger: Ledger, records: Sequence[TensorRecord], arch: Arch) -
     both = [(then[name], now[name]) for name in then if name in now]
     do = "Resume with the config of the run; a continued run (--continue) may change it."
     differences = [
-        *grouped(arch, lost, "{what} trained before and would not now: {n}", do),
-        *grouped(arch, new, "{what} trained from now on, and not before: {n}", do),
+        *grouped(arch, lost, "{what} no longer trained: {n} that trained before", do),
+        *grouped(arch, new, "{what} newly trained: {n} that did not train before", do),
     ]
     for field, noun in (("shape", "shapes"), ("dtype", "dtypes"), ("lr", "learning rates")):
         pairs = {(getattr(a, field), getattr(b, field)) for a, b in both if getattr(a, field) != getattr(b, field)}

@@ -124,8 +124,11 @@ def _adapter(
     """The adapter's config, and what was decided about ties."""
     asked = build.peft_config(config, arch, new_ids)
     if start is None:
+        build.check_names(asked, arch)
         return asked, build.check_ties(config, asked, arch)
-    return starts.inherited(start, config, asked, arch), ()
+    wanted = starts.inherited(start, config, asked, arch)
+    build.check_names(wanted, arch)
+    return wanted, ()
 
 
 def _require_no_leak(config: RunConfig, model: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
+import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from peft import PeftModel
 from transformers import PrinterCallback, ProgressCallback
 
 from suture.codec import to_json
-from suture.errors import ResumeRefused
+from suture.errors import ResumeRefused, UsageError
 from suture.training import folder as folders
 from suture.training import ledger as ledgers
 from suture.training.batches import collate
@@ -133,6 +134,24 @@ def _on_cpu(config: RunConfig) -> bool:
     return config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
 
 
+def _processes(accelerator: Any) -> tuple[str, ...]:
+    """How several processes share the run.
+
+    Raises:
+        UsageError: sharding was asked for, and accelerate has silently replaced it.
+    """
+    kind = accelerator.distributed_type.value
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if asked and kind != "FSDP":
+        raise UsageError(
+            f"FSDP was asked for, but accelerate gives {kind} on {accelerator.device.type}",
+            where="accelerate launch",
+            expected="GPUs",
+            do="Leave FSDP out: each process then holds the whole model.",
+        )
+    return (f"{accelerator.num_processes} processes: {kind}",) if accelerator.num_processes > 1 else ()
+
+
 def _locked(run: Path, world: PartialState) -> contextlib.AbstractContextManager[None]:
     return folders.locked(run) if world.is_main_process else contextlib.nullcontext()
 
@@ -179,7 +198,7 @@ class _Run:
 
     def go(self, checkpoint: tuple[Path, Ledger] | None) -> Outcome:
         """Train, from the first step or from a checkpoint, and prove what came out."""
-        for text in self.ready.notes:
+        for text in (*self.ready.notes, *_processes(self.trainer.accelerator)):
             self.watching.note(text)
         if checkpoint is None:
             self.watching.stage("measuring before training")
@@ -197,7 +216,6 @@ class _Run:
     def _take_up(self, folder: Path, ledger: Ledger) -> None:
         numbers = ledger.metrics
         self.before = StageLoss("before", numbers["before_train"], numbers.get("before_eval"))
-        self.trainer.n_input_tokens = ledger.n_tokens
         if self.trainer.args.should_save:
             self.watch.resume(folders.keep_until(self.run / folders.METRICS, ledger.step))
         self.watching.note(f"resuming from {folder.name}")

@@ -94,7 +94,6 @@ class StrictTrainer(Trainer):  # type: ignore[misc]  # Transformers is untyped h
         self.config = config
         self.ruler = ruler
         self.n_base_rows = n_base_rows
-        self.n_input_tokens = 0  # of all processes, about: of this one, times their number
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Parameters in groups of one learning rate, with their file keys as names, which the state then carries."""
@@ -105,10 +104,10 @@ class StrictTrainer(Trainer):  # type: ignore[misc]  # Transformers is untyped h
         return cast("torch.optim.Optimizer", self.optimizer)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """One forward and backward pass, counted."""
+        """One forward and backward pass, its tokens counted: of several processes, this one's times their number."""
         mask = inputs.get("attention_mask")
         n_tokens = int(mask.sum()) if mask is not None else inputs["input_ids"].numel()
-        self.n_input_tokens += n_tokens * self.args.world_size
+        self.state.num_input_tokens_seen += n_tokens * self.args.world_size
         return cast("torch.Tensor", super().training_step(model, inputs, num_items_in_batch))
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -131,8 +130,7 @@ class StrictTrainer(Trainer):  # type: ignore[misc]  # Transformers is untyped h
             self.processing_class.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Every tensor of the file goes where its key says; anything else is an error."""
-        load_values(look(self.model if model is None else model), Path(resume_from_checkpoint))
+        """Nothing: the run has loaded the adapter before it made the Trainer, tensor by tensor."""
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """The optimiser's state, by the names of its parameters, and the schedule's."""

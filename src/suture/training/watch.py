@@ -81,7 +81,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # Transformers is untyped h
         """Save what a new run starts from, and start the clock."""
         if state.global_step == 0:
             self.begin()
-        self._since = (time.monotonic(), self.trainer.n_input_tokens, state.global_step)
+        self._since = (time.monotonic(), state.num_input_tokens_seen, state.global_step)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -143,7 +143,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # Transformers is untyped h
         return bool(accelerator.reduce(torch.tensor(float(asked), device=accelerator.device), "sum") > 0)
 
     def _metrics(self, state: TrainerState, logs: Mapping[str, float]) -> StepMetrics:
-        now, tokens, step = time.monotonic(), self.trainer.n_input_tokens, state.global_step
+        now, tokens, step = time.monotonic(), int(state.num_input_tokens_seen), state.global_step
         seconds, n_tokens, n_steps = now - self._since[0], tokens - self._since[1], step - self._since[2]
         if "loss" in logs:
             self._speed = n_tokens / seconds if seconds > 0 else 0.0

@@ -112,7 +112,7 @@ class Ledger:
     lineage: tuple[Ancestor, ...]
     step: int
     epoch: float
-    n_tokens: int  # that counted towards the loss
+    n_tokens: int  # of the inputs so far, without padding
     metrics: Mapping[str, float]
     files: Mapping[str, str]  # name → sha256 of every other file that a resumption reads
 
@@ -129,8 +129,8 @@ class StepMetrics:
     grad_norm: float | None  # before clipping, over all groups
     grad_norms: Mapping[str, float]  # group → norm after clipping
     new_rows_grad_norm: float | None
-    n_tokens: int  # that counted, since the start of the run
-    tokens_per_second: float  # of the inputs, since the last log
+    n_tokens: int  # of the inputs since the run began, without padding
+    tokens_per_second: float  # since the last log, without evaluations
     seconds_left: float
     eval_loss: float | None = None
 
