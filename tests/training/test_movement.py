@@ -102,9 +102,9 @@ def test_standing_still_is_a_matter_of_bits(tmp_path):
     for folder in ("start", "end"):
         tensors = load_file(tmp_path / folder / FILE)
         tensors[EMBED][0, 0] = math.nan
-        tensors[EMBED][1, 0] = 0.0 if folder == "start" else -0.0
+        tensors[EMBED][1:3, 0] = 0.0 if folder == "start" else -0.0
         save_file(tensors, tmp_path / folder / FILE, metadata={"format": "pt"})
-    assert measured(tmp_path, arch, names)["embeddings"].n_still_rows == 97
+    assert measured(tmp_path, arch, names)["embeddings"].n_still_rows == 96
 
 
 def test_rows_of_new_tokens(tmp_path):

@@ -48,6 +48,14 @@ def test_an_adapter_of_another_name_lies_in_a_folder_of_its_own(tmp_path):
     assert read_back(tmp_path, look(model)).sha256 == sha256_by_hand(tmp_path / "mine")
 
 
+def test_the_active_one_of_two_adapters_is_read(tmp_path):
+    model = wrapped()
+    model.add_adapter("second", model.peft_config["default"])
+    model.set_adapter("second")
+    trained(model).save_pretrained(tmp_path)
+    assert read_back(tmp_path, look(model)).sha256 == sha256_by_hand(tmp_path / "second") != sha256_by_hand(tmp_path)
+
+
 RESIZED = {
     "lora": {},
     "saved": {"modules_to_save": ENDS},

@@ -96,8 +96,12 @@ def test_a_run_learns_and_every_stage_agrees(home: Path, tmp_path: Path):
     assert audit.ok
     assert audit.probed
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "eval_loss" not in line] == list(range(1, 11))
+    assert [line["step"] for line in lines if "loss" in line and "eval_loss" not in line] == list(range(1, 11))
     assert [line["step"] for line in lines if "eval_loss" in line] == [5, 10]
+    moved = [line["moved"] for line in lines if "moved" in line]
+    assert len(moved) == 3  # at each checkpoint
+    assert 0 < moved[0]["LoRA"]["relative"] < moved[-1]["LoRA"]["relative"]
+    lines = [line for line in lines if "loss" in line]
     assert all(set(line["grad_norms"]) == {"LoRA", "embeddings", "head"} for line in lines)
     assert lines[3]["lrs"]["embeddings"] == pytest.approx(lines[3]["lrs"]["LoRA"] / 10)
     assert (tmp_path / "run" / "loss.svg").read_text().startswith("<svg")

@@ -32,7 +32,7 @@ from suture.training.movement import movements
 from suture.training.ready import Ready, Source, make_ready
 from suture.training.trainer import StrictTrainer, arguments, load_values
 from suture.training.watch import Signals, Watch
-from suture.values import Audit, Difference, Ledger, Outcome, StageLoss, StepMetrics
+from suture.values import Audit, Difference, Ledger, Movement, Outcome, StageLoss, StepMetrics
 
 FREE = ("log_every", "keep", "prove", "merge_dtype", "tensorboard", "out", "device")  # settings that change no bit
 STAGED = ".adapter"
@@ -252,8 +252,12 @@ class _Run:
 
     def _saved(self, folder: Path, ledger: Ledger) -> None:
         self.watching.saved(folder, len(ledger.tensors))
-        if folder.name.startswith("checkpoint-"):
+        if folder == folders.checkpoint(self.run, ledger.step):
+            self.watch.moved(ledger.step, self._movements(folder, ledger))
             self.watch.rotate()
+
+    def _movements(self, folder: Path, ledger: Ledger) -> tuple[Movement, ...]:
+        return movements(self.run / folders.START, folder, self.ready.arch, {r.name for r in ledger.tensors})
 
     def _numbers(self) -> dict[str, float]:
         """What a ledger keeps of the measurements."""
@@ -295,11 +299,6 @@ class _Run:
     ) -> Outcome:
         state = self.trainer.state
         ledger = ledgers.read(adapter) if adapter and self.trainer.args.should_save else None
-        moved = (
-            movements(self.run / folders.START, adapter, self.ready.arch, {r.name for r in ledger.tensors})
-            if adapter and ledger
-            else ()
-        )
         return Outcome(
             run=self.run,
             base=self.ready.config.base,
@@ -308,7 +307,7 @@ class _Run:
             step=state.global_step,
             n_steps=state.max_steps,
             stages=(*((self.before,) if self.before else ()), *stages),
-            movements=moved,
+            movements=self._movements(adapter, ledger) if adapter and ledger else (),
             curve=tuple(self.watch.curve),
             problems=(),
             notes=self.ready.notes,

@@ -94,6 +94,7 @@ class StrictTrainer(Trainer):  # type: ignore[misc]  # Transformers is untyped h
         self.config = config
         self.ruler = ruler
         self.n_base_rows = n_base_rows
+        self.numbers: dict[str, float] = {}  # that go with the next line of the log, to TensorBoard too
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Parameters in groups of one learning rate, with their file keys as names, which the state then carries."""
@@ -109,6 +110,10 @@ class StrictTrainer(Trainer):  # type: ignore[misc]  # Transformers is untyped h
         n_tokens = int(mask.sum()) if mask is not None else inputs["input_ids"].numel()
         self.state.num_input_tokens_seen += n_tokens * self.args.world_size
         return cast("torch.Tensor", super().training_step(model, inputs, num_items_in_batch))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log what the Trainer measures, with the numbers of the groups."""
+        super().log({**logs, **(self.numbers if "loss" in logs else {})}, start_time)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Mean loss over every token of the evaluation set that counts, whatever the batches."""

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -19,7 +19,7 @@ from suture.errors import SutureError
 from suture.training import folder as folders
 from suture.training.config import RunConfig
 from suture.training.live import look
-from suture.values import StepMetrics
+from suture.values import Movement, StepMetrics
 
 
 class Signals:
@@ -74,7 +74,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # Transformers is untyped h
         for line in lines:
             if line.get("eval_loss") is not None:
                 self._judge(line["eval_loss"], line["step"])
-            else:
+            elif "loss" in line:
                 self.curve.append((line["step"], line["loss"]))
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -90,6 +90,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # Transformers is untyped h
         if (state.global_step + 1) % self.config.log_every == 0 or state.global_step == 0:
             self._norms, self._rows_norm = gradient_norms(look(self.trainer.model), self.trainer.n_base_rows)
             self._lrs = self._rates()
+            self.trainer.numbers = {f"grad_norm/{group}": norm for group, norm in self._norms.items()}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """A signal, on whatever process, saves and ends."""
@@ -125,6 +126,11 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # Transformers is untyped h
             control.should_save = True
         elif self.n_worse >= self.config.early_stop:
             self.stopped_early = control.should_training_stop = True
+
+    def moved(self, step: int, found: Sequence[Movement]) -> None:
+        """Write down how far each group has moved."""
+        parts = {m.group: {"relative": m.relative, "still_rows": m.n_still_rows, "rows": m.n_rows} for m in found}
+        folders.append_line(self.run / folders.METRICS, {"step": step, "moved": parts})
 
     def rotate(self) -> None:
         """Delete checkpoints that are no longer kept; the best one stays while early stopping needs it."""
