@@ -4,8 +4,9 @@
     python benchmarks/bench_train.py --cases 49k-half 262k-half --rounds 3 --rivals suture trl-default
 
 `trl-default` has TRL's own defaults, which on a CPU are bfloat16 autocast and gradient checkpointing; `trl-f32` has
-neither, as `suture` and `trainer`; `suture-like-trl` has both. All see the same random token ids. The first step is not
-timed. Memory is the peak of the resident set during training, and how much of it was not there before.
+neither, nor has `trainer`; `suture` has Suture's defaults, float32 with checkpointing. All see the same random token
+ids. The first step is not timed. Memory is the peak of the resident set during training, and how much of it was not
+there before.
 """
 
 from __future__ import annotations
@@ -102,11 +103,22 @@ def collate(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
 
 
 def suture_trainer(model: Any, data: Any, common: dict[str, Any]) -> Any:
-    """Suture's side."""
+    """Suture's side: the trainer of a run, with audit and probe before the first step."""
+    from transformers import TrainingArguments
+
     from suture.training import loss
+    from suture.training.callback import ProofCallback, Provenance
+    from suture.training.config import RunConfig
+    from suture.training.measure import Ruler
+    from suture.training.trainer import StrictTrainer
+    from suture.values import BaseRecord
 
     loss.install(model.get_base_model())
-    return plain_trainer(model, data, common)
+    config = RunConfig.model_validate({"base": "none", "out": "none", "data": {"train": "none"}}, strict=False)
+    rest = {"args": TrainingArguments(**common), "train_dataset": data, "data_collator": collate}
+    proof = ProofCallback(Provenance(BaseRecord("none", None)))
+    rows = model.get_input_embeddings().weight.shape[0]
+    return StrictTrainer(config, Ruler((), (), 1, 0, None), rows, model=model, callbacks=[proof], **rest)
 
 
 def plain_trainer(model: Any, data: Any, common: dict[str, Any]) -> Any:
@@ -132,8 +144,9 @@ def trl_trainer(model: Any, data: Any, common: dict[str, Any]) -> Any:
 BF16 = {"bf16": True, "gradient_checkpointing": True}
 F32 = {"bf16": False, "gradient_checkpointing": False}
 RIVALS: Mapping[str, tuple[Callable[..., Any], dict[str, bool]]] = {
-    "suture": (suture_trainer, F32),
-    "suture-like-trl": (suture_trainer, BF16),
+    "suture": (suture_trainer, {"bf16": False, "gradient_checkpointing": True}),
+    "suture-f32": (suture_trainer, F32),
+    "suture-bf16": (suture_trainer, BF16),
     "trl-default": (trl_trainer, {}),
     "trl-f32": (trl_trainer, F32),
     "trainer": (plain_trainer, F32),

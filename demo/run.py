@@ -25,6 +25,7 @@ from rich.table import Table
 
 HERE = Path(__file__).parent
 OUT = HERE / "out"
+ISLAND = HERE / "island.jsonl"
 TRUTH, BASE, PEFT, SUTURE, EXACT = "adapter, unmerged", "base", "PEFT's merge", "Suture's merge", "Suture's, in f32"
 SHOWN = (1, 8, 16)  # questions of the quiz that the table shows
 # A thread that waits must not spin on a core that another process needs; no progress bars; no question to the Hub.
@@ -60,10 +61,10 @@ def main() -> None:
 
     console.print("[bold]1. The base model: SmolLM2-135M-Instruct, tied embeddings, bf16[/]")
     step(HERE / "model.py")
-    base, adapter = fetch_base(), OUT / "adapter"
+    base, adapter = fetch_base(), OUT / "run" / "adapter"
 
     console.print("\n[bold]2. An adapter: LoRA on attention, embed_tokens and lm_head, taught an invented island[/]")
-    step(HERE / "train.py", base, adapter)
+    step("-m", "suture", "train", HERE / "island.yaml", f"base={base}", f"out={OUT / 'run'}", f"data.train={ISLAND}")
 
     console.print("\n[bold]3. The same adapter, merged three times[/]")
     folders = {BASE: base, PEFT: OUT / "merged-peft", SUTURE: OUT / "merged-suture", EXACT: OUT / "merged-suture-f32"}

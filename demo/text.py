@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import torch
+from typing import Any
 
 HERE = Path(__file__).parent
 SYSTEM = "Be brief."
 
 
 def pairs(name: str) -> list[tuple[str, str]]:
-    """(question, answer) of a file in this folder: text.jsonl is trained on, quiz.jsonl asks in other words."""
+    """(question, answer) of a file in this folder: quiz.jsonl asks about island.jsonl in other words."""
     rows = [json.loads(line) for line in (HERE / name).read_text(encoding="utf-8").splitlines()]
     return [(row["question"], row["answer"]) for row in rows]
 
@@ -30,18 +27,3 @@ def example(tokenizer: Any, question: str, answer: str) -> tuple[list[int], int]
     """Token ids of a whole exchange, and where its answer begins."""
     start = prompt(tokenizer, question)
     return [*start, *tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id], len(start)
-
-
-def batch(tokenizer: Any, examples: list[tuple[list[int], int]]) -> dict[str, torch.Tensor]:
-    """Examples padded on the right, as a model takes them; only the tokens of the answers count in the loss."""
-    import torch
-
-    width = max(len(ids) for ids, _ in examples)
-    ids = torch.full((len(examples), width), tokenizer.pad_token_id)
-    mask = torch.zeros_like(ids)
-    labels = torch.full_like(ids, -100)
-    for row, (tokens, start) in enumerate(examples):
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-        mask[row, : len(tokens)] = 1
-        labels[row, start : len(tokens)] = torch.tensor(tokens[start:])
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}

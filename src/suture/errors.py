@@ -122,7 +122,7 @@ class ResumeRefused(InputError):
 
     def __init__(self, differences: Sequence[Difference], *, where: str) -> None:
         self.differences = tuple(differences)
-        super().__init__(told(differences), where=where, do="Nothing was loaded, and nothing was changed.")
+        super().__init__(told(differences), where=where, do="No step was made.")
 
 
 class OutputError(SutureError):

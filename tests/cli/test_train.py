@@ -90,6 +90,8 @@ def test_all_that_is_wrong_is_told_at_once(run, file, tmp_path):
         ("adapter.targets=[q_proj,v_prj]", 2, "did you mean v_proj"),
         ("adapter.rank_pattern.qproj=8", 2, "adapter.rank_pattern: qproj; did you mean q_proj"),
         ("data.format=chat", 10, "messages"),
+        ("device=cuda", 2, "no GPU"),
+        ("precision=f16", 2, "f16 on a CPU"),
     ],
 )
 def test_bad_settings_leave_nothing(run, file, tmp_path, field, code, words, monkeypatch):

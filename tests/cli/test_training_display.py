@@ -61,6 +61,7 @@ def metrics(step, loss=2.0, **changes):
 def done(**changes):
     settings = {
         "run": Path("my run"),
+        "base": "BASE",
         "adapter": Path("my run/adapter"),
         "checkpoint": None,
         "step": 60,

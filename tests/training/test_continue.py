@@ -9,57 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import runs
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from runs import ENDS, WEIGHTS, Notes, make_home
 from safetensors.torch import load_file, save_file
-from tiny import make_base, write_pairs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from suture.errors import ResumeRefused, UsageError
 from suture.training import ledger as ledgers
 from suture.training.config import RunConfig
-from suture.training.run import Silent, train
-from suture.values import Audit
-
-WEIGHTS = "adapter_model.safetensors"
-ENDS: dict[str, Any] = {"save": ["embed_tokens", "lm_head"], "ties": "untie"}
-
-
-class Notes(Silent):
-    """Keeps what a run says."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.audits: list[Audit] = []
-
-    def note(self, text: str) -> None:
-        self.texts.append(text)
-
-    def audit(self, found: Audit) -> None:
-        self.audits.append(found)
+from suture.training.run import train
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("home")
-    make_base(folder / "tied")
-    make_base(folder / "untied", tie=False)
-    write_pairs(folder / "pairs.jsonl", 24)
-    return folder
+    return make_home(tmp_path_factory.mktemp("home"))
 
 
 def config(home: Path, out: Path, base: str = "tied", **settings: Any) -> RunConfig:
-    values = {
-        "base": str(home / base),
-        "out": out,
-        "data": {"train": str(home / "pairs.jsonl"), "eval_share": 0, "max_length": 64},
-        "lr": 1e-2,
-        "steps": 3,
-        "prove": "off",
-        "tensorboard": False,
-        "device": "cpu",
-    }
-    return RunConfig.model_validate({**values, **settings})
+    """Settings that name nothing of the adapter."""
+    unnamed = {"adapter", "save", "new_tokens", "new_rows", "ties", "save_every"}
+    plain = runs.config(home, out, base).model_dump(exclude=unnamed)
+    data = {**plain["data"], "eval_share": 0}
+    return RunConfig.model_validate({**plain, "data": data, "steps": 3, **settings})
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +105,36 @@ def test_what_is_asked_for_otherwise_is_said(home: Path, tmp_path: Path, setting
     assert ledger.lineage[-1].conversions
     assert set(ledger.lineage[-1].conversions) <= set(seen.texts)
     assert words is None or any(words in text for text in seen.texts)
+
+
+def test_ends_that_are_new_are_asked_about(home: Path, tmp_path: Path):
+    old = train(config(home, tmp_path / "old", adapter={"targets": ["q_proj"]})).adapter
+    with pytest.raises(UsageError, match="one tensor in this base"):
+        train(config(home, tmp_path / "new", save=["lm_head"]), continue_from=str(old))
+
+
+def test_the_folder_of_a_run_stands_for_its_adapter(home: Path, trained: Path, tmp_path: Path):
+    train(config(home, tmp_path / "run"), continue_from=str(trained.parent))
+    assert (tmp_path / "run" / "start" / WEIGHTS).read_bytes() == (trained / WEIGHTS).read_bytes()
+
+
+def test_a_template_that_trained_is_saved(home: Path, tmp_path: Path):
+    template = tmp_path / "template.jinja"
+    template.write_text("{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}")
+    data = {"train": str(home / "pairs.jsonl"), "eval_share": 0, "max_length": 64, "template": str(template)}
+    found = train(config(home, tmp_path / "run", data=data))
+    assert found.adapter is not None
+    assert AutoTokenizer.from_pretrained(found.adapter).chat_template == template.read_text()
+
+
+def test_wishes_that_no_conversion_can_follow(home: Path, trained: Path, tmp_path: Path):
+    for wish, words in (
+        ({"ties": "together"}, "ensure_weight_tying=False"),
+        ({"adapter": {"method": "dora"}}, "use_dora=False"),
+        ({"new_tokens": ["<a>"]}, "cannot be added"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            train(config(home, tmp_path / "run", **wish), continue_from=str(trained))
 
 
 def test_training_is_never_lost(home: Path, trained: Path, tmp_path: Path):

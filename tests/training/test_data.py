@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from suture.errors import FormatError, InputError
 from suture.training.config import DataConfig
-from suture.training.data import IGNORED, Example, prepare
+from suture.training.data import IGNORED, Example, prepare, templated
 
 CHATML = (
     "{% if tools %}<|im_start|>tools\n{{ tools[0].name }}<|im_end|>\n{% endif %}"
@@ -145,11 +145,12 @@ def test_the_config_names_another_template(tmp_path):
     data, tokenizer = lines(tmp_path, [{"messages": turn("q", "a")}]), make_tokenizer(None)
     with pytest.raises(InputError, match="no chat template"):
         prepare(settings(data), tokenizer, 0)
-    own = prepare(settings(data, template=tmp_path / "t.jinja"), tokenizer, 0)
+    named = settings(data, template=tmp_path / "t.jinja")
+    own = prepare(named, templated(named, tokenizer), 0)
     assert own.sha256 == prepare(settings(data), make_tokenizer(), 0).sha256
     assert tokenizer.chat_template is None
     with pytest.raises(InputError, match="cannot be read"):
-        prepare(settings(data, template=tmp_path / "no.jinja"), tokenizer, 0)
+        templated(settings(data, template=tmp_path / "no.jinja"), tokenizer)
 
 
 def test_a_template_that_hides_its_answers_is_refused_unless_trl_knows_it(tmp_path):

@@ -32,7 +32,8 @@ def test_only_a_folder_without_a_run_is_taken_back(tmp_path):
     for run in (empty, used):
         folders.claim(run)
         (run / folders.LOCK).touch()
-    (used / "metrics.jsonl").write_text("x")
+    (empty / "tensorboard").mkdir()
+    (used / folders.CONFIG).write_text("x")
     folders.unclaim(empty)
     folders.unclaim(used)
     assert (empty.exists(), used.exists()) == (False, True)
@@ -77,28 +78,32 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         folders.put_json(path, {"b": 2})
     assert json.loads(path.read_text()) == {"a": [1]}
-    with pytest.raises(ValueError, match="JSON"):
-        folders.put_json(path, {"a": float("nan")})
+
+
+def test_json_has_no_nan(tmp_path):
+    folders.put_json(tmp_path / "file.json", {"a": float("nan"), "b": [float("inf"), 1.5]})
+    assert json.loads((tmp_path / "file.json").read_text()) == {"a": None, "b": [None, 1.5]}
 
 
 def test_metrics_are_cut_back_to_the_step_that_is_resumed(tmp_path):
     path = tmp_path / folders.METRICS
-    assert folders.keep_until(path, 3) == []
+    assert folders.lines_until(path, 3) == []
     for step in (1, 2, 3, 4):
         folders.append_line(path, {"step": step, "loss": 1 / step})
     with path.open("a") as file:
         file.write('{"step": 5, "lo')  # a crash
-    kept = folders.keep_until(path, 3)
+    kept = folders.lines_until(path, 3)
     assert [line["step"] for line in kept] == [1, 2, 3]
+    folders.put_lines(path, kept)
     assert [json.loads(line) for line in path.read_text().splitlines()] == kept
     folders.append_line(path, {"step": 4})
-    assert [line["step"] for line in folders.keep_until(path, 9)] == [1, 2, 3, 4]
+    assert [line["step"] for line in folders.lines_until(path, 9)] == [1, 2, 3, 4]
 
 
 def make(run, *steps):
     for step in steps:
         folders.checkpoint(run, step).mkdir()
-        (folders.checkpoint(run, step) / "file").write_text("x")
+        (folders.checkpoint(run, step) / folders.LEDGER).write_text("x")
 
 
 def test_checkpoints_are_ordered_by_number(tmp_path):
@@ -113,7 +118,8 @@ def test_checkpoints_are_ordered_by_number(tmp_path):
     [(2, None, [3, 4]), (1, None, [4]), (9, None, [1, 2, 3, 4]), (2, 1, [1, 3, 4]), (1, 4, [3, 4]), (1, 7, [4])],
 )
 def test_rotation_keeps_the_newest_and_spares_one(tmp_path, keep, spare, left):
-    make(tmp_path, 1, 2, 3, 4)
+    make(tmp_path, 1, 2, 3, 4, 5)
+    (folders.checkpoint(tmp_path, 5) / folders.LEDGER).unlink()  # was never finished
     folders.rotate(tmp_path, keep, folders.checkpoint(tmp_path, spare) if spare else None)
     assert folders.checkpoints(tmp_path) == tuple(folders.checkpoint(tmp_path, step) for step in left)
     assert len(list(tmp_path.iterdir())) == len(left)

@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import ENDS, WEIGHTS, Notes, Stop, weights
 from topics import write_topics
 
 from suture.training import ledger as ledgers
 from suture.training.config import RunConfig
-from suture.training.run import Silent, resume, train
-from suture.values import Audit, StepMetrics
+from suture.training.run import resume, train
 
 pytestmark = pytest.mark.slow
-WEIGHTS = "adapter_model.safetensors"
-ENDS: dict[str, Any] = {"save": ["embed_tokens", "lm_head"], "ties": "untie"}
 ALL_LINEAR = 30 * 7  # modules of the 30 layers
-
-
-class Watching(Silent):
-    """Keeps the audit, and sends a signal at a step."""
-
-    def __init__(self, number: int = 0, step: int = -1) -> None:
-        self.number, self.at = number, step
-        self.audits: list[Audit] = []
-
-    def audit(self, found: Audit) -> None:
-        self.audits.append(found)
-
-    def step(self, metrics: StepMetrics) -> None:
-        if metrics.step == self.at:
-            os.kill(os.getpid(), self.number)
 
 
 @pytest.fixture
@@ -72,22 +54,22 @@ def test_a_real_model_learns_and_keeps_it(base: Path, tmp_path: Path):
 def test_a_real_run_resumes_bit_for_bit(base: Path, tmp_path: Path, settings: dict[str, Any]):
     common = {"steps": 4, "save_every": 2, "prove": "off", "pairs": 20, **settings}
     straight = train(config(base, tmp_path, "straight", **common))
-    halted = train(config(base, tmp_path, "halted", **common), observer=Watching(signal.SIGTERM, 2))
+    halted = train(config(base, tmp_path, "halted", **common), observer=Stop(signal.SIGTERM, 2))
     assert halted.adapter is None
     resumed = resume(tmp_path / "halted")
     assert straight.adapter is not None
     assert resumed.adapter is not None
-    assert (resumed.adapter / WEIGHTS).read_bytes() == (straight.adapter / WEIGHTS).read_bytes()
+    assert weights(resumed.adapter) == weights(straight.adapter)
 
 
 def test_qlora_with_both_ends_goes_on_from_its_own_bytes(base: Path, tmp_path: Path):
     """NF4 on the CPU, r = 32 on all linear layers and both ends in full at a tenth of the rate; then --continue."""
     common = {"steps": 2, "prove": "reload", "pairs": 12, "quantize": "nf4", "batch_size": 2, "lr": 5e-4}
-    first = Watching()
+    first = Notes()
     found = train(config(base, tmp_path, "one", adapter={"rank": 32}, **ENDS, **common), observer=first)
     assert found.adapter is not None
     assert found.problems == ()
-    again = Watching()
+    again = Notes()
     more = train(config(base, tmp_path, "two", **common), continue_from=str(found.adapter), observer=again)
     assert more.adapter is not None
     assert first.audits[0].rows == again.audits[0].rows

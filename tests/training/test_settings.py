@@ -7,27 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import Notes
 from tiny import make_base, write_pairs
 
 from suture.training import folder as folders
 from suture.training import ledger as ledgers
 from suture.training.config import RunConfig
-from suture.training.run import Silent, train
-from suture.values import Audit
-
-
-class Notes(Silent):
-    """Keeps what a run says."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.audits: list[Audit] = []
-
-    def note(self, text: str) -> None:
-        self.texts.append(text)
-
-    def audit(self, found: Audit) -> None:
-        self.audits.append(found)
+from suture.training.run import resume, train
 
 
 @pytest.fixture(scope="module")
@@ -119,12 +105,18 @@ def test_early_stopping_keeps_the_best(home: Path, tmp_path: Path):
         "keep": 1,
     }
     found = train(config(home, tmp_path / "run", prove="off", **settings), observer=seen)
-    assert found.step < 40
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
     best = min(losses, key=lambda step: losses[step])
-    assert best == found.step - 4
+    assert max(losses) == best + 4 < 40
     assert any(f"that of step {best}" in text for text in seen.texts)
+    assert found.notes[-2] == f"the adapter is that of step {best}, which had the best evaluation loss"
+    assert found.adapter is not None
+    ledger = ledgers.read(found.adapter)
+    assert ledger is not None
+    assert (found.step, ledger.step) == (best, best)
+    again = resume(tmp_path / "run")  # it has stopped, and makes no further step
+    assert (again.step, again.stages) == (best, found.stages)
     after = next(stage for stage in found.stages if stage.stage == "after")
     assert after.eval == pytest.approx(losses[best], abs=1e-6)
 

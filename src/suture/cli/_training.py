@@ -40,6 +40,8 @@ def audit(out: Console, found: Audit) -> None:
         line(out, "low-rank modules: ", ", ".join(f"{name} ×{n}" for name, n in found.targets.items()))
     if found.probed and found.ok:
         line(out, styled("✓ ", "bold green"), "every tensor gets a gradient")
+    for note in found.notes:
+        line(out, "• ", note)
     for difference in found.differences:
         _difference(out, difference)
     if not found.ok:

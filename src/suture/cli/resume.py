@@ -9,7 +9,7 @@ import typer
 
 from suture.cli import _training
 from suture.cli._command import Answer
-from suture.cli.train import answer
+from suture.cli.train import answer, interruptible
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run that was stopped.")]
 
@@ -18,6 +18,6 @@ def resume(run: RunArgument) -> Answer | None:
     """Go on with a run from its newest whole checkpoint: the same bytes as if it had not been stopped."""
     from suture.training import run as runs
 
-    with _training.Display() as display:
+    with interruptible(run), _training.Display() as display:
         found = runs.resume(run, observer=display)
     return answer(found)

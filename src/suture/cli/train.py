@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +12,7 @@ import typer
 
 from suture.cli import _output, _training
 from suture.cli._command import Answer
+from suture.errors import Interrupted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,9 +47,24 @@ def train(
     from suture.training.config import load
 
     settings = load(config, fields or ())
-    with _training.Display() as display:
+    with interruptible(settings.out), _training.Display() as display:
         found = run.train(settings, continue_from=continue_from, observer=display)
     return answer(found)
+
+
+@contextmanager
+def interruptible(run: Path) -> Iterator[None]:
+    """A stop at once: outside of training, or asked for twice.
+
+    Raises:
+        Interrupted: it was stopped.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        begun = (run / "run.yaml").is_file()
+        do = f"`suture resume {run}` goes on from the newest whole checkpoint." if begun else "Nothing was left behind."
+        raise Interrupted("stopped", where=str(run), do=do) from error
 
 
 def answer(found: Outcome) -> Answer | None:

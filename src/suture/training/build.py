@@ -22,6 +22,7 @@ from suture.training.config import RunConfig
 from suture.values import Arch, Json
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")  # how Transformers names such classes
 TIES_DO = (
     "choose one of\n"
     "    ties=untie     train the ends apart; a merge writes both and turns the tie flag off (the model grows)\n"
@@ -69,6 +70,40 @@ def peft_config(config: RunConfig, arch: Arch, new_ids: Sequence[int]) -> dict[s
     }
 
 
+def on_cpu(config: RunConfig) -> bool:
+    """True where the run has no GPU, or wants none."""
+    return config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
+
+
+def check_device(config: RunConfig) -> None:
+    """Refuse a device or a precision that is not there, before anything is read.
+
+    Raises:
+        UsageError: it is not.
+    """
+    has_cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not has_cuda:
+        raise UsageError("cuda, but torch finds no GPU", where="device", expected="auto or cpu")
+    if config.precision == "f16" and on_cpu(config):
+        raise UsageError("f16 on a CPU, which cannot train in it", where="precision", expected="f32 or bf16")
+
+
+def check_class(config: Json) -> None:
+    """Refuse a base that does not predict the next token.
+
+    Raises:
+        UsageError: its class is another one.
+    """
+    names = [str(name) for name in config.get("architectures") or ()]
+    if names and (config.get("is_encoder_decoder") or not names[0].endswith(CAUSAL)):
+        raise UsageError(
+            f"the base is a {names[0]}",
+            where="base",
+            expected="a causal language model, which predicts the next token",
+            do="Train it with its own tool; suture.ProofCallback works in any Trainer.",
+        )
+
+
 def check_names(adapter: Json, arch: Arch) -> None:
     """Every name in the adapter's config must stand for something in the base: PEFT passes over one that does not.
 
@@ -82,6 +117,7 @@ def check_names(adapter: Json, arch: Arch) -> None:
             n for n in adapter.get("modules_to_save") or () if not targets.saved_params({"modules_to_save": [n]}, arch)
         ],
         "adapter.targets": _unmatched(adapter.get("target_modules"), claims.lora_modules),
+        "adapter.exclude": _unmatched(adapter.get("exclude_modules"), sorted({p.module for p in arch.params.values()})),
         "adapter.parameters": [
             n
             for n in adapter.get("target_parameters") or ()
@@ -105,8 +141,9 @@ def check_names(adapter: Json, arch: Arch) -> None:
 
 
 def _unmatched(names: Any, modules: Sequence[str]) -> list[str]:
+    """Names of a list that end no module's path. A regular expression is left to PEFT, which refuses an idle one."""
     if not names or isinstance(names, str):
-        return [] if modules or not names else [str(names)]
+        return []
     return [name for name in names if not any(m == name or m.endswith(f".{name}") for m in modules)]
 
 
@@ -120,26 +157,58 @@ def _close(name: str, modules: Set[str]) -> list[str]:
     return difflib.get_close_matches(name.rpartition(".")[2], parts, n=2)
 
 
-def check_ties(config: RunConfig, adapter: Json, arch: Arch) -> tuple[str, ...]:
+def check_ends(arch: Arch) -> None:
+    """Refuse a base whose vocabulary cannot be found.
+
+    Raises:
+        UsageError: it has no input embedding that Transformers knows.
+    """
+    if arch.input_embedding is None:
+        raise UsageError(
+            f"Transformers does not know where {arch.model_class} has its embedding",
+            where="base",
+            expected="an architecture of Transformers",
+            do="Install the version of Transformers that the model was saved with.",
+        )
+
+
+def check_ties(config: RunConfig, adapter: Json, arch: Arch, known: Json | None = None) -> tuple[str, ...]:
     """Decide about tied ends before anything is loaded; notes say what was decided.
+
+    Args:
+        known: the config of an adapter that the run goes on from, about whose ends was decided before.
 
     Raises:
         UsageError: the policy is refuse, or the architecture cannot do what was asked for.
     """
+    before = targets.expected(known, arch).tensors if known is not None else {}
     touched = {
         key.removeprefix(PREFIX).split(".lora_")[0].removesuffix(".weight")
-        for key in targets.expected(adapter, arch).tensors
+        for key in targets.expected(adapter, arch).tensors.keys() - before.keys()
         if ".token_adapter." not in key
     }
     for tie in arch.ties:
         members = [member.removesuffix(".weight") for member in tie.members]
         ends = [module for module in members if module in touched]
-        if ends and config.ties != "together":
-            _require_untie(config, tie.separable, tie.why, ends, members)
-            return (f"ties: {' and '.join(members)} are one tensor in the base; {' and '.join(ends)} will train apart",)
-        if ends:
+        if ends and config.ties == "together":
+            _require_in_full(ends, members, adapter)
             return (f"ties: {' and '.join(members)} will train as one tensor",)
+        if ends:
+            _require_untie(config, tie.separable, tie.why, ends, members)
     return ()
+
+
+def _require_in_full(ends: Sequence[str], members: Sequence[str], adapter: Json) -> None:
+    saved = tuple(adapter.get("modules_to_save") or ())
+    if by_factors := [module for module in ends if not module.endswith(saved)]:
+        names = " and ".join(module.rpartition(".")[2] for module in by_factors)
+        raise UsageError(
+            f"{' and '.join(members)} cannot train as one tensor with LoRA on {names}: the factors of one end are "
+            "those of the other turned over, and an optimiser would move them twice, or apart",
+            where="ties: together",
+            expected="ends that train in full",
+            do=f"Move {names} from adapter.targets to `save`, or set ties=untie.",
+        )
 
 
 def _require_untie(config: RunConfig, separable: bool, why: str, ends: Sequence[str], members: Sequence[str]) -> None:
@@ -162,14 +231,14 @@ def _require_untie(config: RunConfig, separable: bool, why: str, ends: Sequence[
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a folder, with something to pad with.
+    """The tokenizer of a folder.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none that can be used.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
         raise InputError(f"no tokenizer: {error}", where=str(folder), expected="the tokenizer's files") from error
     return tokenizer
 
@@ -188,16 +257,23 @@ def load_base(folder: Path, config: RunConfig, device: torch.device) -> PreTrain
         InputError: Transformers cannot load it.
     """
     dtype = DTYPES[precision(config, device)]
-    options: dict[str, Any] = {"dtype": dtype, "local_files_only": True}
+    options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "trust_remote_code": False}
     if config.quantize:
         options |= {"quantization_config": quantization(config.quantize, dtype), "device_map": {"": device}}
-    plain = AutoConfig.from_pretrained(folder, local_files_only=True)
     try:
+        plain = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with expected_warnings():
             model = _model_class(plain).from_pretrained(folder, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"Transformers cannot load the base: {error}", where=str(folder)) from error
+    if model.config.is_encoder_decoder:
+        raise UsageError(f"the base is a {type(model).__name__}", where="base", expected="a decoder alone")
     model.config.use_cache = False
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # In evaluation bitsandbytes repacks 4-bit weights for this CPU, their scales rounded to bf16, and quantises
+            # the scales anew on the way back: the base would be another one after the first evaluation.
+            module.support_avx512bf16_for_cpu = False
     return model if config.quantize else model.to(device)
 
 
@@ -270,7 +346,7 @@ def extend(model: PreTrainedModel, n_rows: int, words: Mapping[int, Sequence[int
             for i, sources in words.items():
                 weight[i] = (rows[list(sources)] if sources else rows).mean(0).to(weight.dtype)
     if not words:
-        return ()
+        return (f"the vocabulary: {n_before:,} → {n_rows:,} rows",) if n_rows != n_before else ()
     grown = f"{n_before:,} → {n_rows:,} rows" if n_rows != n_before else "in rows that the base had to spare"
     return (f"{len(words):,} new tokens: {grown}",)
 

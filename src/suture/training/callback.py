@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Provenance:
     config: Json | None = None
     data_sha256: str | None = None
     lineage: tuple[Ancestor, ...] = ()
+    arithmetic: Mapping[str, str] = field(default_factory=dict)  # device and precision
 
 
 class ProofCallback(TrainerCallback):  # type: ignore[misc]  # Transformers is untyped here
@@ -105,8 +106,11 @@ class ProofCallback(TrainerCallback):  # type: ignore[misc]  # Transformers is u
         self._state = state
         self.seal(folders.checkpoint(Path(args.output_dir), state.global_step))
 
-    def seal(self, folder: str | Path) -> Ledger | None:
+    def seal(self, folder: str | Path, state: TrainerState | None = None) -> Ledger | None:
         """Read back an adapter that was just saved, and write its ledger. Every process must call this.
+
+        Args:
+            state: of the step that the adapter is of, where it is not the latest.
 
         Returns:
             The ledger; None on all processes but the first.
@@ -127,7 +131,7 @@ class ProofCallback(TrainerCallback):  # type: ignore[misc]  # Transformers is u
         folder = Path(folder)
         saved = read_back(folder, live, whole)
         self._require_rows(folder, live)
-        provenance, state = self.provenance, self._state
+        provenance, state = self.provenance, state or self._state
         written = Ledger(
             version=ledgers.VERSION,
             base=provenance.base,
@@ -138,7 +142,7 @@ class ProofCallback(TrainerCallback):  # type: ignore[misc]  # Transformers is u
             config=provenance.config,
             data_sha256=provenance.data_sha256,
             tokenizer_sha256=_hashed(tokenizer),
-            versions=ledgers.versions(),
+            versions={**ledgers.versions(), **provenance.arithmetic},
             lineage=provenance.lineage,
             step=state.global_step,
             epoch=float(state.epoch or 0.0),

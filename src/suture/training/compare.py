@@ -34,7 +34,7 @@ def against_ledger(adapter: Adapter, ledger: Ledger, arch: Arch) -> list[Differe
         for name, t in adapter.tensors.items()
         if name in ledger.sha256 and name not in shaped and sha256_of(adapter.folder, t) != ledger.sha256[name]
     }
-    do = "Take another checkpoint, or the original of this file."
+    do = "Bring back the original of this file; or delete this checkpoint, and resume from the one before."
     return [
         *grouped(arch, missing, "{what} missing from the file, though the ledger has it: {n}", do),
         *grouped(arch, foreign, "{what} in the file, though the ledger does not know it: {n}", do),
@@ -67,7 +67,7 @@ def against_files(folder: Path, ledger: Ledger) -> list[Difference]:
     optimizer = () if any(name.startswith("optimizer") for name in there) else ("optimizer.pt",)
     missing = sorted({*wanted, *RESUMABLE, *optimizer} - there)
     changed = sorted(name for name, sha in wanted.items() if name not in missing and file_sha256(folder / name) != sha)
-    do = "Take another checkpoint: this one cannot give the same run."
+    do = "Delete this checkpoint, and resume from the one before: this one cannot give the same run."
     return [
         *(Difference("files", f"{name} is missing", do, (name,), 0) for name in missing),
         *(Difference("files", f"{name} has other bytes than the ledger says", do, (name,), 0) for name in changed),
@@ -75,13 +75,14 @@ def against_files(folder: Path, ledger: Ledger) -> list[Difference]:
 
 
 def against_run(ledger: Ledger, facts: Mapping[str, str | None]) -> list[Difference]:
-    """Base, data and tokenizer of the run against those of the ledger. `facts`: sha256 by name."""
+    """Facts about a run against those of its ledger: sha256 of base, data and tokenizer; names of device, precision."""
     then = {"base": ledger.base.fingerprint, "data": ledger.data_sha256, "tokenizer": ledger.tokenizer_sha256}
+    then |= {name: ledger.versions[name] for name in ("device", "precision") if name in ledger.versions}
     do = "Bring back what the run was started with, or start a new one with --continue."
     return [
         Difference(name, f"the {name} is not the one that this checkpoint was trained with", do, (), 0)
         for name, sha in facts.items()
-        if then[name] is not None and then[name] != sha
+        if then.get(name) is not None and then[name] != sha
     ]
 
 

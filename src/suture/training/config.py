@@ -16,7 +16,7 @@ from suture.errors import UsageError
 from suture.training.complaints import complaints
 from suture.training.yamlfile import override, read_mapping, to_text
 
-OUR_FIELDS = ("messages", "prompt", "completion", "text", "tools")
+SECTIONS = ("data", "adapter")  # an empty one is as good as none
 
 Name = Annotated[str, Field(min_length=1)]
 Folder = Annotated[Path, Strict(False)]
@@ -233,9 +233,9 @@ class RunConfig(BaseModel):
         description="With new_tokens, full: train the embedding and the head in full; only: train just the new rows.",
     )
     ties: Literal["refuse", "untie", "together"] = Field(
-        default="refuse",
-        description="Where the base shares one tensor between embedding and head and only one of them is to train: "
-        "refuse to begin, give each its own tensor, or train both as one.",
+        "refuse",
+        description="Where the base keeps embedding and head as one tensor and the run would train one or both: refuse "
+        "to begin, untie (each gets a tensor of its own), or train both together as one.",
     )
     quantize: Literal["nf4", "int8"] | None = Field(
         default=None,
@@ -248,8 +248,7 @@ class RunConfig(BaseModel):
         default="auto", description="Where to train; auto: a GPU if there is one."
     )
     gradient_checkpointing: bool = Field(
-        default=False,
-        description="Compute activations again in the backward pass: less memory, about a third more time.",
+        True, description="Compute activations again in the backward pass: less memory, about a third more time."
     )
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "sgd"] = Field(
         default="adamw", description="Optimiser; the 8-bit ones (bitsandbytes) keep their state in less memory."
@@ -369,8 +368,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     A value on the right of = is YAML: `save=[embed_tokens, lm_head]`. Relative paths stay relative to the current
     folder. InputError where the file cannot be read.
     """
-    values = read_mapping(path)
-    wrong = override(values, overrides, ("data", "adapter"))
+    values = {name: value for name, value in read_mapping(path).items() if value is not None or name not in SECTIONS}
+    wrong = override(values, overrides, SECTIONS)
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:

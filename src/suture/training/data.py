@@ -37,8 +37,6 @@ def prepare(config: DataConfig, tokenizer: Any, seed: int) -> Prepared:
     InputError where a file cannot be read, rows are unusable, or nothing is left to learn from.
     """
     notes: list[str] = []
-    if config.template is not None:
-        tokenizer = with_template(tokenizer, _read_template(config.template))
     table = read_table(config.train, config)
     notes.append(f"{len(table.rows)} examples of the format {table.format} in {table.source}")
     train, held = _split(table, config, seed, notes)
@@ -51,6 +49,11 @@ def prepare(config: DataConfig, tokenizer: Any, seed: int) -> Prepared:
         rows = [_packed(part, role, config, seed, notes) for part, role in zip(rows, ("train", "eval"), strict=True)]
     unique = tuple(dict.fromkeys(notes))
     return Prepared(rows[0], rows[1], _digest(rows), unique, table.format)
+
+
+def templated(config: DataConfig, tokenizer: Any) -> Any:
+    """The tokenizer with the chat template that the config names, which is then saved with the adapter."""
+    return tokenizer if config.template is None else with_template(tokenizer, _read_template(config.template))
 
 
 def _read_template(path: Path) -> str:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
 
 from suture import pipeline
+from suture.errors import SutureError
 from suture.training import build, loss
 from suture.training import folder as folders
 from suture.training.config import RunConfig
 from suture.training.measure import Ruler
-from suture.values import Checkpoint, Options, StageLoss
+from suture.training.ready import Ready
+from suture.values import Options, StageLoss
 
 SAME_F32 = 1e-4  # nats
 SAME_LOW = 2e-2  # nats: bf16 and f16 have other roundings once the update is part of the weight
@@ -32,51 +33,56 @@ class Proof:
     notes: tuple[str, ...]
 
 
-def prove(
-    config: RunConfig, checkpoint: Checkpoint, adapter: Path, after: StageLoss, ruler: Ruler, device: torch.device
-) -> Proof:
+def prove(ready: Ready, adapter: Path, after: StageLoss) -> Proof:
     """Load the adapter as a user would, then merge it and load that; measure both, and compare with `after`."""
+    config = ready.config
     if config.prove == "off":
         return Proof((), (), ("the losses after a reload and after a merge were not measured (prove: off)",))
-    same = SAME_F32 if build.precision(config, device) == "f32" else SAME_LOW
+    same = SAME_F32 if ready.precision == "f32" else SAME_LOW
     notes: list[str] = []
-    stages = [_reloaded(config, checkpoint, adapter, ruler, device)]
-    problems = list(_differences(after, stages[-1], same))
-    if config.prove == "full":
-        stages.append(_merged(config, checkpoint, adapter, ruler, device))
-        found = list(_differences(after, stages[-1], SAME_LOW if config.merge_dtype == "base" else same))
-        if config.quantize and found:
-            notes.append(
-                f"trained on a base in {config.quantize}, merged into the one it was quantised from: "
-                f"the loss of the merged model is another one, {_both(stages[-1])} instead of {_both(after)}"
-            )
-        else:
-            problems += found
+    stages, problems = _staged("reloaded", _reloaded, ready, adapter)
+    problems += [text for stage in stages for text in _differences(after, stage, same)]
+    if config.prove == "full" and "quantization_config" in ready.checkpoint.config:
+        notes.append("the base is stored quantised: the merge is left to its 16-bit original, and was not measured")
+    elif config.prove == "full":
+        merged, failed = _staged("merged", _merged, ready, adapter)
+        same = SAME_LOW if config.merge_dtype == "base" else same
+        found = [text for stage in merged for text in _differences(after, stage, same)]
+        notes += [_other_base(config, after, merged[0])] if config.quantize and found else []
+        problems += failed + ([] if config.quantize else found)
+        stages += merged
     return Proof(tuple(stages), tuple(problems), tuple(notes))
 
 
-def _reloaded(
-    config: RunConfig, checkpoint: Checkpoint, adapter: Path, ruler: Ruler, device: torch.device
-) -> StageLoss:
+def _staged(
+    name: str, measure: Callable[[Ready, Path], StageLoss], ready: Ready, adapter: Path
+) -> tuple[list[StageLoss], list[str]]:
+    """A stage that was measured, or in words why it could not be: the adapter is saved, whatever happens here."""
+    try:
+        return [measure(ready, adapter)], []
+    except (SutureError, RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
+        return [], [f"{STEPS[name]} failed: {type(error).__name__}: {error}"]
+
+
+def _reloaded(ready: Ready, adapter: Path) -> StageLoss:
     """The base and the adapter, each from its files, joined by PEFT."""
-    base = build.load_base(checkpoint.folder, config, device)
-    n_rows = len(build.load_tokenizer(adapter))
-    if n_rows > base.get_input_embeddings().weight.shape[0]:
-        base.resize_token_embeddings(n_rows, mean_resizing=False)
+    base = build.load_base(ready.checkpoint.folder, ready.config, ready.device)
+    if ready.n_rows != base.get_input_embeddings().weight.shape[0]:
+        base.resize_token_embeddings(ready.n_rows, mean_resizing=False)
     with build.expected_warnings():
         model = PeftModel.from_pretrained(base, str(adapter))
-    return _measured("reloaded", model, model.get_base_model(), ruler)
+    return _measured("reloaded", model, model.get_base_model(), ready.ruler)
 
 
-def _merged(config: RunConfig, checkpoint: Checkpoint, adapter: Path, ruler: Ruler, device: torch.device) -> StageLoss:
+def _merged(ready: Ready, adapter: Path) -> StageLoss:
     """The merged model, from its own files, which are deleted afterwards."""
     out = adapter.with_name(MERGED)
     folders.remove(out)
-    options = Options(dtype="F32" if config.merge_dtype == "f32" else None)
-    pipeline.merge(checkpoint.folder, adapter, out, options=options, running=pipeline.Running(durable=False))
+    options = Options(dtype="F32" if ready.config.merge_dtype == "f32" else None)
+    pipeline.merge(ready.checkpoint.folder, adapter, out, options=options, running=pipeline.Running(durable=False))
     try:
-        model = build.load_base(out, config.model_copy(update={"quantize": None}), device)
-        return _measured("merged", model, model, ruler)
+        model = build.load_base(out, ready.config.model_copy(update={"quantize": None}), ready.device)
+        return _measured("merged", model, model, ready.ruler)
     finally:
         folders.remove(out)
 
@@ -93,6 +99,13 @@ def _differences(after: StageLoss, now: StageLoss, same: float) -> Iterable[str]
             yield (
                 f"{STEPS[now.stage]} changed the {name} loss from {old:.6f} to {new:.6f} (at most {same:g} is rounding)"
             )
+
+
+def _other_base(config: RunConfig, after: StageLoss, merged: StageLoss) -> str:
+    return (
+        f"trained on a base in {config.quantize}, merged into the one it was quantised from: "
+        f"the loss of the merged model is another one, {_both(merged)} instead of {_both(after)}"
+    )
 
 
 def _both(stage: StageLoss) -> str:

@@ -15,7 +15,10 @@ from suture.training.folder import put
 from suture.training.yamlfile import to_text
 
 _WIDTH = 100
-_HEAD = "Settings of a training run. Every setting but the required ones stands here with its default."
+_HEAD = (
+    "Settings of a training run. Every setting stands here; those that need not be set are switched off by a # and "
+    "show their default."
+)
 
 
 def example() -> str:
@@ -38,13 +41,13 @@ def _section(model: type[BaseModel], indent: str) -> list[str]:
     """The lines of all settings of a model, each below its description."""
     lines: list[str] = []
     for name, field in model.model_fields.items():
-        required = "Required. " if field.is_required() else ""
+        required, off = ("Required. ", "") if field.is_required() else ("", "#")
         section = field.annotation if isinstance(field.annotation, type) else None
         if section and issubclass(section, BaseModel):
             inner = [f"{indent}{name}:", *_section(section, indent + "  ")]
             lines += ["", *_comment(field.description or "", indent), *inner, ""]
         else:
-            lines += [*_comment(required + (field.description or ""), indent), f"{indent}{name}: {_value(field)}"]
+            lines += [*_comment(required + (field.description or ""), indent), f"{indent}{off}{name}: {_value(field)}"]
     return lines
 
 

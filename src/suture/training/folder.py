@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ CURVE = "loss.svg"
 START = "start"  # the adapter as it was before the first step
 ADAPTER = "adapter"  # the result
 LOCK = ".lock"
+LEDGER = "suture_ledger.json"  # written last: a checkpoint that has one is whole
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -42,8 +44,8 @@ def claim(run: Path) -> None:
 
 
 def unclaim(run: Path) -> None:
-    """Take back the folder of a run that has not begun."""
-    if {path.name for path in run.iterdir()} <= {LOCK}:
+    """Take back the folder of a run that has not begun: it was empty, and has no settings yet."""
+    if not (run / CONFIG).exists():
         shutil.rmtree(run)
 
 
@@ -79,20 +81,33 @@ def put(path: Path, text: str) -> None:
 
 
 def put_json(path: Path, data: Any) -> None:
-    """Write JSON data whole or not at all."""
-    put(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+    """Write JSON data whole or not at all. Numbers that are not finite, which JSON does not have, become null."""
+    put(path, json.dumps(_finite(data), indent=1, allow_nan=False) + "\n")
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def append_line(path: Path, data: Mapping[str, Any]) -> None:
     """Add a line of JSON to a file."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(data) + "\n")
+        file.write(json.dumps(_finite(data)) + "\n")
 
 
-def keep_until(path: Path, step: int) -> list[dict[str, Any]]:
-    """Cut a file of JSON lines back to the step that a run resumes from; returns the lines that stay.
+def put_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write a file of JSON lines whole or not at all."""
+    put(path, "".join(json.dumps(line) + "\n" for line in lines))
 
-    A line that a crash has cut off is the last one, and goes too.
+
+def lines_until(path: Path, step: int) -> list[dict[str, Any]]:
+    """The lines of a file of JSON lines up to the step that a run resumes from.
+
+    A line that a crash has cut off is the last one, and is left out.
     """
     if not path.exists():
         return []
@@ -104,7 +119,6 @@ def keep_until(path: Path, step: int) -> list[dict[str, Any]]:
             break
         if data["step"] <= step:
             kept.append(data)
-    put(path, "".join(json.dumps(data) + "\n" for data in kept))
     return kept
 
 
@@ -120,9 +134,11 @@ def checkpoint(run: Path, step: int) -> Path:
 
 
 def rotate(run: Path, keep: int, spare: Path | None) -> None:
-    """Delete the oldest checkpoints, so that `keep` are left, and never `spare`."""
-    others = [path for path in checkpoints(run) if path != spare]
-    for path in others[: max(0, len(others) - keep)]:
+    """Delete unfinished checkpoints, and the oldest of the others, so that `keep` are left; never `spare`."""
+    found = checkpoints(run)
+    whole = [path for path in found if (path / LEDGER).is_file()]
+    others = [path for path in whole if path != spare]
+    for path in (*(path for path in found if path not in whole), *others[: max(0, len(others) - keep)]):
         remove(path)
 
 
@@ -137,11 +153,15 @@ def remove(folder: Path) -> None:
 
 def publish(staged: Path, folder: Path) -> None:
     """Give a finished folder its name."""
-    for path in (*staged.iterdir(), staged):
-        _sync(path)
     remove(folder)
     staged.rename(folder)
     _sync(folder.parent)
+
+
+def sync(folder: Path) -> None:
+    """Wait until all files of a folder are on the disk, with their names."""
+    for path in (*folder.iterdir(), folder):
+        _sync(path)
 
 
 def _sync(path: Path) -> None:

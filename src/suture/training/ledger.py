@@ -14,10 +14,10 @@ from suture.codec import from_json, to_json
 from suture.errors import FormatError
 from suture.formats import file_sha256
 from suture.formats.jsonfile import read_json_object
-from suture.training.folder import put_json
+from suture.training.folder import LEDGER, put_json, sync
 from suture.values import Ledger
 
-NAME = "suture_ledger.json"
+NAME = LEDGER
 VERSION = 1
 PACKAGES = ("suture", "torch", "transformers", "peft", "accelerate", "trl", "bitsandbytes", "datasets", "tokenizers")
 WEIGHTS = ("adapter_model.safetensors", "adapter_config.json")
@@ -46,6 +46,7 @@ def read(folder: Path) -> Ledger | None:
 
 def write(folder: Path, ledger: Ledger) -> None:
     """Write the ledger. This says that every other file of the folder is complete."""
+    sync(folder)
     put_json(folder / NAME, to_json(ledger))
 
 

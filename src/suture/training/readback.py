@@ -136,6 +136,8 @@ def _compare(reader: TensorReader, info: TensorInfo, tensor: torch.Tensor) -> tu
         total.update(block.data)
         if memory is not None:
             n_wrong += int(np.count_nonzero(block != memory[begin : begin + block.size]))
+    if not problem and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        problem = "values that are not finite"
     if n_wrong:
         problem = f"{n_wrong:,} of {info.n_bytes:,} bytes differ"
     return total.hexdigest(), problem

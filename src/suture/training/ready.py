@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,8 +17,8 @@ from suture.training import ledger as ledgers
 from suture.training.batches import LEAK_LIMIT, packing_leaks
 from suture.training.callback import Provenance
 from suture.training.compare import against_run
-from suture.training.config import RunConfig
-from suture.training.data import Prepared, prepare
+from suture.training.config import RunConfig, changed_fields
+from suture.training.data import Prepared, prepare, templated
 from suture.training.live import look
 from suture.training.measure import Ruler
 from suture.training.starts import Start
@@ -45,14 +45,19 @@ class Ready:
     data: Prepared
     n_base_rows: int  # of the base's vocabulary
     n_rows: int  # of the run's
+    new_rows: tuple[int, ...]  # of tokens that the base does not have
     device: torch.device
     notes: tuple[str, ...]
 
     @property
+    def precision(self) -> str:
+        """f32, bf16 or f16: of the frozen weights and the arithmetic."""
+        return build.precision(self.config, self.device)
+
+    @property
     def ruler(self) -> Ruler:
         """What every stage of the run is measured with."""
-        name = build.precision(self.config, self.device)
-        cast = None if name == "f32" else build.DTYPES[name]
+        cast = None if self.precision == "f32" else build.DTYPES[self.precision]
         return Ruler(self.data.train, self.data.eval, self.config.batch_size, build.pad_id(self.tokenizer), cast)
 
 
@@ -63,72 +68,111 @@ def make_ready(config: RunConfig, source: Source | None, device: torch.device) -
         ResumeRefused: the adapter to start from does not fit its ledger, its config, the base or the data.
         UsageError: the config asks for what this base cannot do.
     """
+    build.check_device(config)
     base = read_checkpoint(config.base, revision=config.revision)
+    build.check_class(base.config)
     identity = BaseRecord(config.base, fingerprint(base), config.quantize)
     base_arch = describe(base.config, base.tensors)
+    build.check_ends(base_arch)
     n_base_rows = base_arch.params[f"{base_arch.input_embedding}.weight"].shape[0]
     start = starts.open_start(source.folder, base, str(identity.fingerprint)) if source else None
     tokenizer, words = _tokenizer(config, base, start)
     data = prepare(config.data, tokenizer, config.seed)
-    _require_same(source, data, tokenizer)
-    n_rows = max(len(tokenizer), (start.n_rows or 0) if start else 0, n_base_rows)
+    arithmetic = {"device": device.type, "precision": build.precision(config, device)}
+    _require_same(source, data, tokenizer, arithmetic)
+    _require_eval(config, data)
+    n_rows = _n_rows(n_base_rows, len(tokenizer) if words else 0, start, data)
     arch = describe(starts.with_rows(base.config, base_arch, n_rows), {}) if n_rows != n_base_rows else base_arch
-    adapter, ties = _adapter(config, start, arch, tuple(words))
-    model = build.load_base(base.folder, config, device)
-    grown = build.extend(model, n_rows, words)
-    reason = loss.supports(model)
-    if not reason:
-        loss.install(model)
-    _require_no_leak(config, model)
-    peft = build.inject(model, adapter, config)
-    statements = starts.load_start(look(peft), start) if start else ()
-    plain = (f"the loss is the model's own, with all logits in memory: {reason}",) if reason else ()
-    fresh = ("the optimiser starts fresh",) if start and source and source.checkpoint is None else ()
+    resumes = source is not None and source.checkpoint is not None
+    adapter, ties = _adapter(config, start, () if resumes else changed_fields(config), arch, tuple(words))
+    config = starts.described(config, adapter) if start and not resumes else config
+    settings, lineage = config.model_dump(mode="json"), _lineage(start, source)
     ready = Ready(
         config=config,
         checkpoint=base,
         arch=arch,
-        provenance=_provenance(config, identity, data, start, source, statements),
+        provenance=Provenance(identity, settings, data.sha256, lineage, arithmetic),
         tokenizer=tokenizer,
         data=data,
         n_base_rows=n_base_rows,
         n_rows=n_rows,
+        new_rows=tuple(sorted(words)) or tuple(range(n_base_rows, n_rows)),
         device=device,
-        notes=(*data.notes, *ties, *grown, *plain, *statements, *fresh),
+        notes=(*data.notes, *ties, *(("the optimiser starts fresh",) if start and not resumes else ())),
     )
-    return ready, peft
+    return _built(ready, adapter, words, start)
+
+
+def _built(
+    ready: Ready, adapter: Json, words: Mapping[int, Sequence[int]], start: Start | None
+) -> tuple[Ready, PeftModel]:
+    """The model that trains; what was done to get it is added to the notes, and conversions to the lineage."""
+    config = ready.config
+    model = build.load_base(ready.checkpoint.folder, config, ready.device)
+    grown = build.extend(model, ready.n_rows, words)
+    reason = loss.supports(model)
+    if not reason:
+        loss.install(model)
+    plain = (f"the loss is the model's own, with all logits in memory and by batch: {reason}",) if reason else ()
+    _require_no_leak(config, model)
+    peft = build.inject(model, adapter, config)
+    statements = starts.load_start(look(peft), start) if start else ()
+    provenance = ready.provenance
+    if statements:
+        *before, last = provenance.lineage
+        provenance = replace(provenance, lineage=(*before, replace(last, conversions=statements)))
+    return replace(ready, provenance=provenance, notes=(*ready.notes, *grown, *plain, *statements)), peft
 
 
 def _tokenizer(config: RunConfig, base: Checkpoint, start: Start | None) -> tuple[Any, dict[int, list[int]]]:
     """The run's tokenizer, and for each new token the ids of the tokens that its row starts from."""
     brought = start is not None and any(name in ledgers.TOKENIZER for name in start.adapter.side_files)
     tokenizer = build.load_tokenizer(start.adapter.folder if start and brought else base.folder)
+    tokenizer = templated(config.data, tokenizer)
     if start is not None:
         return tokenizer, {}
     tokens = config.new_tokens if isinstance(config.new_tokens, dict) else dict.fromkeys(config.new_tokens)
     return tokenizer, build.add_tokens(tokenizer, tokens)
 
 
-def _require_same(source: Source | None, data: Prepared, tokenizer: Any) -> None:
-    """A run that resumes must read the same tokens."""
+def _require_same(source: Source | None, data: Prepared, tokenizer: Any, arithmetic: Mapping[str, str]) -> None:
+    """A run that resumes must read the same tokens, and compute in the same way."""
     if source is None or source.checkpoint is None:
         return
-    facts = {"data": data.sha256, "tokenizer": ledgers.tokenizer_sha256(tokenizer)}
+    facts = {"data": data.sha256, "tokenizer": ledgers.tokenizer_sha256(tokenizer), **arithmetic}
     if differences := against_run(source.checkpoint, facts):
         raise ResumeRefused(differences, where=source.folder)
 
 
+def _require_eval(config: RunConfig, data: Prepared) -> None:
+    if config.eval_every is not None and not data.eval:
+        raise UsageError(
+            f"every {config.eval_every} steps, but no example is left to evaluate on",
+            where="eval_every",
+            expected="data.eval, or a data.eval_share that leaves some",
+        )
+
+
+def _n_rows(n_base_rows: int, n_tokens: int, start: Start | None, data: Prepared) -> int:
+    """Rows of the vocabulary: the base's, unless new tokens, the adapter, or a token of the data need more."""
+    used = max(int(example.input_ids.max()) for example in (*data.train, *data.eval)) + 1
+    return max(n_base_rows, n_tokens, used, (start.n_rows or 0) if start else 0)
+
+
 def _adapter(
-    config: RunConfig, start: Start | None, arch: Arch, new_ids: Sequence[int]
+    config: RunConfig, start: Start | None, given: Sequence[str], arch: Arch, new_ids: Sequence[int]
 ) -> tuple[Json, tuple[str, ...]]:
     """The adapter's config, and what was decided about ties."""
     asked = build.peft_config(config, arch, new_ids)
     if start is None:
         build.check_names(asked, arch)
         return asked, build.check_ties(config, asked, arch)
-    wanted = starts.inherited(start, config, asked, arch)
-    build.check_names(wanted, arch)
-    return wanted, ()
+    wanted = starts.inherited(start, config, asked, arch, given)
+    if set(given) & starts.NAMES:
+        build.check_names(wanted, arch)
+    old, new = start.config.get("lora_dropout") or 0.0, wanted.get("lora_dropout") or 0.0
+    dropout = (f"dropout {old} → {new}",) if old != new else ()
+    return wanted, (*build.check_ties(config, wanted, arch, known=start.config), *dropout)
 
 
 def _require_no_leak(config: RunConfig, model: Any) -> None:
@@ -145,18 +189,8 @@ def _require_no_leak(config: RunConfig, model: Any) -> None:
         )
 
 
-def _provenance(
-    config: RunConfig,
-    base: BaseRecord,
-    data: Prepared,
-    start: Start | None,
-    source: Source | None,
-    statements: tuple[str, ...],
-) -> Provenance:
-    lineage: tuple[Ancestor, ...] = start.lineage if start else ()
+def _lineage(start: Start | None, source: Source | None) -> tuple[Ancestor, ...]:
+    """Where the adapter comes from; a checkpoint of the same run is no ancestor."""
     if source is not None and source.checkpoint is not None:
-        lineage = source.checkpoint.lineage
-    elif lineage:
-        lineage = (*lineage[:-1], replace(lineage[-1], conversions=statements))
-    settings = config.model_dump(mode="json")
-    return Provenance(base, settings, data.sha256, lineage)
+        return source.checkpoint.lineage
+    return start.lineage if start is not None else ()

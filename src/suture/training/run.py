@@ -11,16 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from accelerate import PartialState
 from peft import PeftModel
-from transformers import PrinterCallback, ProgressCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
 from suture.codec import to_json
-from suture.errors import ResumeRefused, UsageError
+from suture.errors import ResumeRefused, SutureError, UsageError
 from suture.training import folder as folders
 from suture.training import ledger as ledgers
 from suture.training.batches import collate
+from suture.training.build import on_cpu
 from suture.training.callback import ProofCallback
 from suture.training.compare import against_files
 from suture.training.config import RunConfig, dump
@@ -30,11 +30,11 @@ from suture.training.ends import Proof, prove
 from suture.training.live import look
 from suture.training.movement import movements
 from suture.training.ready import Ready, Source, make_ready
-from suture.training.trainer import StrictTrainer, arguments, load_values
+from suture.training.trainer import StrictTrainer, arguments, load_values, tensorboard
 from suture.training.watch import Signals, Watch
 from suture.values import Audit, Difference, Ledger, Movement, Outcome, StageLoss, StepMetrics
 
-FREE = ("log_every", "keep", "prove", "merge_dtype", "tensorboard", "out", "device")  # settings that change no bit
+FREE = ("log_every", "keep", "prove", "merge_dtype", "tensorboard", "out")  # settings that change no bit
 STAGED = ".adapter"
 
 
@@ -88,7 +88,7 @@ def train(config: RunConfig, *, continue_from: str | None = None, observer: Obse
         ResumeRefused: the adapter to continue does not fit its ledger, its config or the base.
         NotSaved: what lies on the disk is not what was in memory.
     """
-    world = PartialState(cpu=_on_cpu(config))
+    world = PartialState(cpu=on_cpu(config))
     watching = observer if observer is not None and world.is_main_process else Silent()
     if world.is_main_process:
         folders.claim(config.out)
@@ -97,14 +97,11 @@ def train(config: RunConfig, *, continue_from: str | None = None, observer: Obse
         watching.stage("checking")
         source = Source(continue_from) if continue_from else None
         try:
-            run = _Run(*make_ready(config, source, world.device), config.out, watching)
+            return _Run(*make_ready(config, source, world.device), config.out, watching).go(None)
         except BaseException:
             if world.is_main_process:
                 folders.unclaim(config.out)
             raise
-        if world.is_main_process:
-            folders.put(config.out / folders.CONFIG, dump(config))
-        return run.go(None)
 
 
 def resume(run: str | Path, *, observer: Observer | None = None) -> Outcome:
@@ -118,20 +115,22 @@ def resume(run: str | Path, *, observer: Observer | None = None) -> Outcome:
     run = Path(run)
     folders.require_run(run)
     config = load_config(run / folders.CONFIG)
-    world = PartialState(cpu=_on_cpu(config))
+    world = PartialState(cpu=on_cpu(config))
     watching = observer if observer is not None and world.is_main_process else Silent()
     with _locked(run, world):
         watching.stage("checking")
         folder, ledger = _newest(run, watching)
-        differences = [*against_files(folder, ledger), *_against_config(ledger, config)]
+        differences = [
+            *against_files(folder, ledger),
+            *_against_config(ledger, config),
+            *_against_processes(ledger, world.num_processes),
+        ]
         if differences:
             raise ResumeRefused(differences, where=str(folder))
-        ready = make_ready(config, Source(str(folder), ledger), world.device)
-        return _Run(*ready, run, watching).go((folder, ledger))
-
-
-def _on_cpu(config: RunConfig) -> bool:
-    return config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
+        for text in _other_versions(ledger):
+            watching.note(text)
+        # in one expression: a name here would keep the model in memory until the end
+        return _Run(*make_ready(config, Source(str(folder), ledger), world.device), run, watching).go((folder, ledger))
 
 
 def _processes(accelerator: Any) -> tuple[str, ...]:
@@ -164,7 +163,7 @@ def _newest(run: Path, watching: Observer) -> tuple[Path, Ledger]:
             return folder, ledger
         watching.note(f"{folder.name} was not finished (it has no ledger), so it is passed over")
     found = "no checkpoint was finished before the run stopped"
-    raise ResumeRefused([Difference("files", found, "Start the run again: suture train.", (), 0)], where=str(run))
+    raise ResumeRefused([Difference("files", found, "Delete the folder, and start again.", (), 0)], where=str(run))
 
 
 def _against_config(ledger: Ledger, config: RunConfig) -> list[Difference]:
@@ -182,6 +181,31 @@ def _against_config(ledger: Ledger, config: RunConfig) -> list[Difference]:
     ]
 
 
+def _against_processes(ledger: Ledger, n_processes: int) -> list[Difference]:
+    then = sum(name.startswith("rng_state") for name in ledger.files)
+    if then == n_processes:
+        return []
+    found = f"{n_processes} processes resume what {then} have trained: other batches, and other random numbers"
+    return [Difference("processes", found, f"Launch {then}.", (), 0)]
+
+
+def _other_versions(ledger: Ledger) -> tuple[str, ...]:
+    now = ledgers.versions()
+    changed = [f"{name} {old} → {now[name]}" for name, old in ledger.versions.items() if now.get(name, old) != old]
+    return (f"{', '.join(changed)}: the bytes may differ from those of a run without a stop",) if changed else ()
+
+
+def _require_finite(before: StageLoss, ready: Ready) -> None:
+    losses = (before.train, before.eval if before.eval is not None else 0.0)
+    if not all(map(math.isfinite, losses)):
+        raise SutureError(
+            f"the loss is {before.train} on training and {before.eval} on evaluation before the first step",
+            where=ready.config.base,
+            expected="finite numbers",
+            do=f"Try another precision than {ready.precision}; look for values that are not finite in the base.",
+        )
+
+
 class _Run:
     """One run: the parts that know each other only while it lasts."""
 
@@ -193,6 +217,7 @@ class _Run:
             ready.provenance, on_audit=self._audited, on_saved=self._saved, metrics=self._numbers
         )
         self.before: StageLoss | None = None
+        self.found: Audit | None = None
         self.trainer: Any = self._trainer(model)
         self.watch.trainer = self.trainer
 
@@ -203,22 +228,39 @@ class _Run:
         if checkpoint is None:
             self.watching.stage("measuring before training")
             self.before = self.ready.ruler.stage("before", self.trainer.model, self.trainer.accelerator)
+            _require_finite(self.before, self.ready)
         else:
             self._take_up(*checkpoint)
         self.watching.stage("training")
-        with self.signals.listening():
-            self.trainer.train(resume_from_checkpoint=str(checkpoint[0]) if checkpoint else None)
+        is_over = self.trainer.args.max_steps <= (checkpoint[1].step if checkpoint else -1)
+        if checkpoint is not None and (is_over or self.watch.has_stopped_early):
+            self._after_the_last_step(checkpoint[0])
+        else:
+            with self.signals.listening():
+                self.trainer.train(resume_from_checkpoint=str(checkpoint[0]) if checkpoint else None)
         state = self.trainer.state
-        if self.signals.asked and state.global_step < state.max_steps:
+        if self.signals.asked and state.global_step < state.max_steps and not self.watch.has_stopped_early:
             return self._outcome(checkpoint=folders.checkpoint(self.run, state.global_step))
         return self._finish()
 
     def _take_up(self, folder: Path, ledger: Ledger) -> None:
         numbers = ledger.metrics
         self.before = StageLoss("before", numbers["before_train"], numbers.get("before_eval"))
+        lines = folders.lines_until(self.run / folders.METRICS, ledger.step)
+        self.watch.resume(lines)
         if self.trainer.args.should_save:
-            self.watch.resume(folders.keep_until(self.run / folders.METRICS, ledger.step))
+            folders.put_lines(self.run / folders.METRICS, lines)
         self.watching.note(f"resuming from {folder.name}")
+
+    def _after_the_last_step(self, folder: Path) -> None:
+        """Where a stop came after the last step: the Trainer, which would make another one, as it was then."""
+        trainer = self.trainer
+        trainer.state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
+        trainer.create_optimizer_and_scheduler(trainer.args.max_steps)
+        trainer._load_optimizer_and_scheduler(str(folder))
+        trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)  # its autocast
+        seen = {"model": trainer.model, "optimizer": trainer.optimizer, "processing_class": self.ready.tokenizer}
+        self.proof.on_train_begin(trainer.args, trainer.state, trainer.control, **seen)
 
     def _trainer(self, model: PeftModel) -> StrictTrainer:
         ready, config = self.ready, self.ready.config
@@ -229,25 +271,32 @@ class _Run:
             config,
             ready.ruler,
             ready.n_base_rows,
+            ready.new_rows,
             model=model,
-            args=arguments(config, self.run, n_steps, config.save_every or per_epoch),
+            args=arguments(config, self.run, n_steps, config.save_every or per_epoch, ready.precision),
             train_dataset=list(ready.data.train),
             eval_dataset=list(ready.data.eval) or None,
             data_collator=partial(collate, pad_id=ready.ruler.pad_id),
             processing_class=ready.tokenizer,
-            callbacks=[self.proof, self.watch],
+            callbacks=[*self._curves(), self.proof, self.watch],
         )
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)
         return trainer
 
+    def _curves(self) -> list[TrainerCallback]:
+        return tensorboard(self.ready.config, self.run) if PartialState().is_main_process else []
+
     def _begin(self) -> None:
-        """The adapter before its first step, on disk: what it moves from, and proof of what it started with."""
+        """Before the first step: the settings, the audit, and the adapter as it starts, read back from the disk."""
+        if self.trainer.args.should_save:
+            folders.put(self.run / folders.CONFIG, dump(self.ready.config))
+            folders.put_json(self.run / folders.AUDIT, to_json(self.found))
         self.trainer.save_model(str(self.run / folders.START))
         self.proof.seal(self.run / folders.START)
 
     def _audited(self, found: Audit) -> None:
-        folders.put_json(self.run / folders.AUDIT, to_json(found))
+        self.found = found
         self.watching.audit(found)
 
     def _saved(self, folder: Path, ledger: Ledger) -> None:
@@ -261,7 +310,9 @@ class _Run:
 
     def _numbers(self) -> dict[str, float]:
         """What a ledger keeps of the measurements."""
-        numbers = {"loss": self.watch.curve[-1][1]} if self.watch.curve else {}
+        step = self.trainer.state.global_step
+        losses = [loss for at, loss in self.watch.curve if at <= step]
+        numbers = {"loss": losses[-1]} if losses else {}
         if self.before is not None:
             numbers["before_train"] = self.before.train
             numbers |= {"before_eval": self.before.eval} if self.before.eval is not None else {}
@@ -273,26 +324,30 @@ class _Run:
         """Save, read back, measure; then measure again from the files, with the trained model out of memory."""
         ready, config, trainer = self.ready, self.ready.config, self.trainer
         best = self.watch.best
+        notes: tuple[str, ...] = ()
         if config.early_stop and best and best[1] != trainer.state.global_step:
-            load_values(look(trainer.model), folders.checkpoint(self.run, best[1]))
-            self.watching.note(f"the adapter is that of step {best[1]}, which had the best evaluation loss")
+            folder = folders.checkpoint(self.run, best[1])
+            load_values(look(trainer.model), folder)
+            trainer.state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
+            notes = (f"the adapter is that of step {best[1]}, which had the best evaluation loss",)
+            self.watching.note(notes[0])
         self.watching.stage("saving and reading back")
         adapter, staged = self.run / folders.ADAPTER, self.run / STAGED
         if trainer.args.should_save:
             folders.remove(staged)
         trainer.save_model(str(staged))
-        self.proof.seal(staged)
+        self.proof.seal(staged, trainer.state)
         self.watching.stage("measuring after training")
         after = ready.ruler.stage("after", trainer.model, trainer.accelerator)
         if not trainer.args.should_save:
             return self._outcome(adapter=adapter)
         folders.publish(staged, adapter)
-        outcome = self._outcome(adapter=adapter, stages=(after,))
+        outcome = replace(self._outcome(adapter=adapter, stages=(after,)), notes=(*ready.notes, *notes))
         self.trainer = self.watch.trainer = trainer = None
         self.proof.release()
         gc.collect()
         self.watching.stage("measuring after a reload and a merge")
-        return _with_proof(outcome, prove(config, ready.checkpoint, adapter, after, ready.ruler, ready.device))
+        return _with_proof(outcome, prove(ready, adapter, after))
 
     def _outcome(
         self, *, adapter: Path | None = None, checkpoint: Path | None = None, stages: tuple[StageLoss, ...] = ()

@@ -6,15 +6,19 @@ it does not find. Here each of these is an error.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import Trainer, TrainingArguments
+from safetensors import SafetensorError
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from suture.errors import ResumeRefused
+from suture.errors import OutputError, ResumeRefused
 from suture.formats import read_adapter
 from suture.training import starts
+from suture.training.build import on_cpu
 from suture.training.config import RunConfig
 from suture.training.live import Live, look
 from suture.training.measure import Ruler
@@ -32,12 +36,12 @@ ENDS = ("embeddings", "head", "tokens")
 NO_DECAY = ("biases", "norms and others")
 
 
-def arguments(config: RunConfig, run: Path, n_steps: int, save_every: int) -> TrainingArguments:
+def arguments(config: RunConfig, run: Path, n_steps: int, save_every: int, precision: str) -> TrainingArguments:
     """The Trainer's settings. Checkpoints are rotated by the run, once their ledger is written.
 
     One process uses one device; more are for `accelerate launch`, never for threads that share a model.
     """
-    cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
+    cpu = on_cpu(config)
     warmup = round(config.warmup * n_steps) if config.warmup < 1 else round(config.warmup)
     found = TrainingArguments(
         output_dir=str(run),
@@ -62,24 +66,28 @@ def arguments(config: RunConfig, run: Path, n_steps: int, save_every: int) -> Tr
         save_strategy="steps",
         save_steps=save_every,
         save_total_limit=None,
-        bf16=config.precision == "bf16",
-        fp16=config.precision == "f16",
+        bf16=precision == "bf16",
+        fp16=precision == "f16",
         use_cpu=cpu,
         remove_unused_columns=False,
         label_names=["labels"],
         dataloader_pin_memory=not cpu,
         ddp_find_unused_parameters=False,
-        report_to=["tensorboard"] if config.tensorboard and _has_tensorboard() else [],
+        report_to=[],
         disable_tqdm=True,
     )
     found._n_gpu = min(found.n_gpu, 1)
     return found
 
 
-def _has_tensorboard() -> bool:
-    from transformers.integrations import is_tensorboard_available
+def tensorboard(config: RunConfig, run: Path) -> list[TrainerCallback]:
+    """What writes curves for TensorBoard into the run's folder, if it is wanted and installed."""
+    if not config.tensorboard or find_spec("tensorboard") is None:
+        return []
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations import TensorBoardCallback
 
-    return bool(is_tensorboard_available())
+    return [TensorBoardCallback(SummaryWriter(str(run / "tensorboard")))]
 
 
 class StrictTrainer(Trainer):  # type: ignore[misc]  # Transformers is untyped here
@@ -87,13 +95,16 @@ class StrictTrainer(Trainer):  # type: ignore[misc]  # Transformers is untyped h
 
     Args:
         n_base_rows: of the base's vocabulary on the disk. Where the model has others, embeddings are saved with it.
+        new_rows: of tokens that the base does not have.
     """
 
-    def __init__(self, config: RunConfig, ruler: Ruler, n_base_rows: int, **rest: Any) -> None:
+    def __init__(
+        self, config: RunConfig, ruler: Ruler, n_base_rows: int, new_rows: Sequence[int] = (), **rest: Any
+    ) -> None:
         super().__init__(**rest)
         self.config = config
         self.ruler = ruler
-        self.n_base_rows = n_base_rows
+        self.n_base_rows, self.new_rows = n_base_rows, tuple(new_rows)
         self.numbers: dict[str, float] = {}  # that go with the next line of the log, to TensorBoard too
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -105,7 +116,10 @@ class StrictTrainer(Trainer):  # type: ignore[misc]  # Transformers is untyped h
         return cast("torch.optim.Optimizer", self.optimizer)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """One forward and backward pass, its tokens counted: of several processes, this one's times their number."""
+        """One forward and backward pass, its tokens counted: of several processes, this one's times their number.
+
+        Packed rows are counted with the padding at their ends.
+        """
         mask = inputs.get("attention_mask")
         n_tokens = int(mask.sum()) if mask is not None else inputs["input_ids"].numel()
         self.state.num_input_tokens_seen += n_tokens * self.args.world_size
@@ -121,6 +135,19 @@ class StrictTrainer(Trainer):  # type: ignore[misc]  # Transformers is untyped h
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """A checkpoint; what the disk refuses is told as such."""
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+                raise
+            raise OutputError(
+                f"the checkpoint of step {self.state.global_step} could not be written: {error}",
+                where=self.args.output_dir,
+                do="Make room, then `suture resume`: earlier checkpoints are whole, this one will be passed over.",
+            ) from error
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """The adapter as PEFT saves it. Whether embeddings go with it is decided by their rows, not by PEFT's guess."""

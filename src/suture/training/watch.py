@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from suture.errors import SutureError
 from suture.training import folder as folders
 from suture.training.config import RunConfig
-from suture.training.live import look
+from suture.training.live import Live, look
 from suture.values import Movement, StepMetrics
 
 
@@ -62,7 +62,6 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # Transformers is untyped h
         self.curve: list[tuple[int, float]] = []
         self.best: tuple[float, int] | None = None  # evaluation loss, step
         self.n_worse = 0
-        self.stopped_early = False
         self._norms: Mapping[str, float] = {}
         self._rows_norm: float | None = None
         self._lrs: Mapping[str, float] = {}
@@ -72,10 +71,15 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # Transformers is untyped h
     def resume(self, lines: list[dict[str, Any]]) -> None:
         """Take up the curve and the best evaluation of the lines that a run has logged before."""
         for line in lines:
-            if line.get("eval_loss") is not None:
-                self._judge(line["eval_loss"], line["step"])
+            if "eval_loss" in line:
+                self._judge(math.nan if line["eval_loss"] is None else line["eval_loss"], line["step"])
             elif "loss" in line:
                 self.curve.append((line["step"], line["loss"]))
+
+    @property
+    def has_stopped_early(self) -> bool:
+        """True when too many evaluations have brought no better loss."""
+        return self.config.early_stop is not None and self.n_worse >= self.config.early_stop
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Save what a new run starts from, and start the clock."""
@@ -87,14 +91,15 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # Transformers is untyped h
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Norms of the gradients by group, on steps that are logged."""
-        if (state.global_step + 1) % self.config.log_every == 0 or state.global_step == 0:
-            self._norms, self._rows_norm = gradient_norms(look(self.trainer.model), self.trainer.n_base_rows)
+        if (state.global_step + 1) % self.config.log_every == 0:
+            self._norms, self._rows_norm = gradient_norms(look(self.trainer.model), self.trainer.new_rows)
             self._lrs = self._rates()
             self.trainer.numbers = {f"grad_norm/{group}": norm for group, norm in self._norms.items()}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """A signal, on whatever process, saves and ends."""
         if self._anyone(self.signals.asked):
+            self.signals.asked = True  # also in a process that no signal has reached
             control.should_save = control.should_training_stop = True
 
     def on_log(
@@ -105,7 +110,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # Transformers is untyped h
             return
         metrics = self._metrics(state, logs)
         line = {k: v for k, v in dataclasses.asdict(metrics).items() if v is not None}
-        folders.append_line(self.run / folders.METRICS, {k: None if _is_nan(v) else v for k, v in line.items()})
+        folders.append_line(self.run / folders.METRICS, line)
         self.show(metrics)
         if "loss" in logs and not math.isfinite(logs["loss"]):
             raise SutureError(
@@ -124,8 +129,8 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # Transformers is untyped h
             return
         if better:
             control.should_save = True
-        elif self.n_worse >= self.config.early_stop:
-            self.stopped_early = control.should_training_stop = True
+        elif self.has_stopped_early:
+            control.should_training_stop = True
 
     def moved(self, step: int, found: Sequence[Movement]) -> None:
         """Write down how far each group has moved."""
@@ -138,7 +143,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # Transformers is untyped h
         folders.rotate(self.run, self.config.keep, spare)
 
     def _judge(self, loss: float, step: int) -> bool:
-        better = self.best is None or loss < self.best[0]
+        better = math.isfinite(loss) and (self.best is None or loss < self.best[0])
         self.best, self.n_worse = ((loss, step), 0) if better else (self.best, self.n_worse + 1)
         return better
 
@@ -182,8 +187,8 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # Transformers is untyped h
         return rates
 
 
-def gradient_norms(live: Any, n_base_rows: int) -> tuple[dict[str, float], float | None]:
-    """Norm of the gradient of each group, and of rows of the vocabulary that the base does not have."""
+def gradient_norms(live: Live, new_rows: Sequence[int]) -> tuple[dict[str, float], float | None]:
+    """Norm of the gradient of each group, and of the rows of new tokens."""
     squares: dict[str, float] = {}
     rows: list[float] = []
     for key, parameter in live.unique().items():
@@ -195,10 +200,6 @@ def gradient_norms(live: Any, n_base_rows: int) -> tuple[dict[str, float], float
         squares[group] = squares.get(group, 0.0) + square
         if group == "tokens":
             rows.append(square)
-        elif group in ("embeddings", "head") and gradient.shape[0] > n_base_rows:
-            rows.append(float(gradient[n_base_rows:].float().square().sum()))
+        elif group in ("embeddings", "head") and new_rows and not hasattr(gradient, "full_tensor"):
+            rows.append(float(gradient[list(new_rows)].float().square().sum()))
     return {group: math.sqrt(s) for group, s in squares.items()}, math.sqrt(sum(rows)) if rows else None
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
