@@ -30,8 +30,9 @@ types: $(READY) ## mypy --strict
 
 check: lint types test slow ## all of the above but the demo
 
-bench: $(READY) ## time a merge against a plain copy (several GB on disk)
+bench: $(READY) ## time a merge against a plain copy (several GB on disk), and training against TRL
 	$(BIN)/python benchmarks/bench_merge.py
+	$(BIN)/python benchmarks/bench_train.py --quick
 
 clean: ## remove everything that make has made
 	rm -rf $(VENV) demo/out benchmarks/results dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import quiet
 import text
 import torch
 from peft import PeftModel
-from quiet import expected_warnings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ANSWER_TOKENS = 20
@@ -24,7 +24,7 @@ def compare(base: Path, adapter: Path, result: Path, folders: dict[str, Path]) -
     tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
     questions, expected = zip(*text.pairs("quiz.jsonl"), strict=True)
 
-    with expected_warnings():
+    with quiet.expected_warnings():
         live = PeftModel.from_pretrained(load(base), adapter)
     truth = log_probs(live, tokenizer)
     answers = generate(live, tokenizer, questions)

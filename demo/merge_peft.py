@@ -8,16 +8,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import quiet
 import torch
 from peft import PeftModel
-from quiet import expected_warnings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def merge(base: Path, adapter: Path, out: Path) -> None:
     """Loads the base in its own dtype, merges in memory, saves."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
-    with expected_warnings():
+    with quiet.expected_warnings():
         merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     merged.save_pretrained(out)
     AutoTokenizer.from_pretrained(base).save_pretrained(out)

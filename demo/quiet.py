@@ -1,10 +1,14 @@
-"""Silences the two warnings that PEFT is known to give here, and nothing else."""
+"""Silences what PEFT and bitsandbytes are known to say here, and nothing else."""
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+# At every import bitsandbytes tells how its CPU code for 4 bits could be faster; nothing is in 4 bits here.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 @contextmanager

@@ -82,6 +82,12 @@ def test_a_failed_audit_leaves_no_folder(home: Path, tmp_path: Path, monkeypatch
     assert not (tmp_path / "run").exists()
 
 
+def test_a_folder_that_cannot_be_made(home: Path, tmp_path: Path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="the disk refused"):
+        train(config(home, tmp_path / "file" / "run"))
+
+
 def test_a_disk_that_is_full_is_told(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")

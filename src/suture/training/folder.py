@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from suture.errors import InputError, OutputExists, OutputLocked
+from safetensors import SafetensorError
+
+from suture.errors import InputError, OutputError, OutputExists, OutputLocked
 
 CONFIG = "run.yaml"
 METRICS = "metrics.jsonl"
@@ -47,6 +49,24 @@ def unclaim(run: Path) -> None:
     """Take back the folder of a run that has not begun: it was empty, and has no settings yet."""
     if not (run / CONFIG).exists():
         shutil.rmtree(run)
+
+
+@contextmanager
+def writing(run: Path) -> Iterator[None]:
+    """What the disk refuses inside is told as such.
+
+    Raises:
+        OutputError: it refused something.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            f"the disk refused: {error}",
+            where=str(run),
+            expected="room, and the right to write",
+            do="Repair that; `suture resume` goes on from the newest whole checkpoint, if there is one.",
+        ) from error
 
 
 @contextmanager

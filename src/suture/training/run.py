@@ -91,9 +91,10 @@ def train(config: RunConfig, *, continue_from: str | None = None, observer: Obse
     world = PartialState(cpu=on_cpu(config))
     watching = observer if observer is not None and world.is_main_process else Silent()
     if world.is_main_process:
-        folders.claim(config.out)
+        with folders.writing(config.out):
+            folders.claim(config.out)
     world.wait_for_everyone()
-    with _locked(config.out, world):
+    with folders.writing(config.out), _locked(config.out, world):
         watching.stage("checking")
         source = Source(continue_from) if continue_from else None
         try:
@@ -117,7 +118,7 @@ def resume(run: str | Path, *, observer: Observer | None = None) -> Outcome:
     config = load_config(run / folders.CONFIG)
     world = PartialState(cpu=on_cpu(config))
     watching = observer if observer is not None and world.is_main_process else Silent()
-    with _locked(run, world):
+    with folders.writing(run), _locked(run, world):
         watching.stage("checking")
         folder, ledger = _newest(run, watching)
         differences = [

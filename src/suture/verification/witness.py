@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ def peft_version() -> str:
     Raises:
         MissingExtra: it is not installed.
     """
+    # At every import bitsandbytes, which PEFT imports, tells how its CPU code for 4 bits could be faster.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         import peft
     except ImportError as error:
