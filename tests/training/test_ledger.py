@@ -7,7 +7,7 @@ import json
 from importlib import metadata
 
 import pytest
-from test_compare import ledger_of
+from test_differences import ledger_of
 from tiny import make_tokenizer, wrapped
 
 from suture.errors import FormatError
