@@ -72,6 +72,41 @@ def test_two_processes_train_as_one(file: Path, tmp_path: Path):
         torch.testing.assert_close(there[name], value, atol=1e-3, rtol=1e-2)
 
 
+STOPPED = """
+import os, signal, sys
+from pathlib import Path
+from suture.training.config import load
+from suture.training.run import Silent, resume, train
+
+class Stop(Silent):
+    def step(self, metrics):  # the first process alone is told, and stops both
+        if metrics.step == 3 and metrics.eval_loss is None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+if sys.argv[1] == "resume":
+    resume(Path(sys.argv[2]))
+else:
+    train(load(Path(sys.argv[1]), sys.argv[3:]), observer=Stop() if sys.argv[2] == "stop" else None)
+"""
+
+
+def test_two_processes_stop_and_resume(file: Path, tmp_path: Path):
+    """The same bytes as two processes that were not stopped, with evaluations that an early stop counts."""
+    script = tmp_path / "script.py"
+    script.write_text(STOPPED)
+    settings = ("batch_size=2", "prove=off", "early_stop=9")
+    for arguments in (
+        (str(file), "go on", f"out={tmp_path / 'straight'}", *settings),
+        (str(file), "stop", f"out={tmp_path / 'halted'}", *settings),
+        ("resume", str(tmp_path / "halted")),
+    ):
+        done = launched(str(script), *arguments)
+        assert done.returncode == 0, done.stderr
+    ours, theirs = (tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("halted", "straight"))
+    assert (tmp_path / "halted" / "checkpoint-4").is_dir()
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
 def test_sharding_that_is_not_there_is_refused(file: Path):
     options = ("--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "NO_WRAP")
     done = launched("-m", "suture", "train", str(file), options=options)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -117,3 +119,18 @@ def test_a_refused_run_leaves_no_folder(home: Path, tmp_path: Path):
 def test_a_loss_that_is_not_a_number_stops_the_run(home: Path, tmp_path: Path):
     with pytest.raises(SutureError, match="the loss is nan"):
         train(config(home, tmp_path / "run", lr=1e30, schedule="constant", warmup=0, max_grad_norm=1e30))
+
+
+def test_a_second_ctrl_c_stops_at_once_and_an_echo_of_the_first_does_not(monkeypatch: pytest.MonkeyPatch):
+    from suture.training import watch
+
+    seconds = [100.0]
+    monkeypatch.setattr(watch.time, "monotonic", lambda: seconds[0])
+    with watch.Signals().listening() as signals:
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert signals.asked
+        seconds[0] += 2
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)

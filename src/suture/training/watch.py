@@ -21,12 +21,19 @@ from suture.training.config import RunConfig
 from suture.training.live import Live, look
 from suture.values import Movement, StepMetrics
 
+AGAIN_SECONDS = 1.0
+
 
 class Signals:
-    """Ctrl-C and SIGTERM ask for a checkpoint and an end; a second one stops at once."""
+    """Ctrl-C and SIGTERM ask for a checkpoint and an end; a second Ctrl-C stops at once.
+
+    Launchers pass a signal on that the terminal has sent to their children as well: what comes within a second of the
+    first, and every further SIGTERM, is the same wish.
+    """
 
     def __init__(self) -> None:
         self.asked = False
+        self._since = 0.0
 
     @contextmanager
     def listening(self) -> Iterator[Signals]:
@@ -41,9 +48,10 @@ class Signals:
                 signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if not self.asked:
+            self.asked, self._since = True, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self._since > AGAIN_SECONDS:
             raise KeyboardInterrupt
-        self.asked = True
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]  # Transformers is untyped here
