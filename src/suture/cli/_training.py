@@ -179,7 +179,7 @@ class Display:
             bar = Table.grid()  # a bar alone does not end its line
             bar.add_row(ProgressBar(total=max(m.n_steps, 1), completed=m.step, width=inner))
             body = [bar]
-            texts = [f"step {m.step:,}/{m.n_steps:,}", *self._facts(m), f"{m.n_tokens:,} tokens counted"]
+            texts = [f"step {m.step:,}/{m.n_steps:,}", *self._facts(m), f"{m.n_tokens:,} tokens"]
             body += [_one_line(text) for text in _filled(texts, inner)]
             groups = list(dict.fromkeys((*m.lrs, *m.grad_norms)))
             rows = [(group, _number(m.lrs.get(group)), _number(m.grad_norms.get(group))) for group in groups]
