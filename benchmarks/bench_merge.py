@@ -19,11 +19,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from make_checkpoint import SIZES, TARGETS, make
+from table import markdown
 
 HERE = Path(__file__).resolve().parent
 ENGINE = [sys.executable, str(HERE / "run_engine.py")]
@@ -121,15 +121,6 @@ def summary(runs: list[Run], rivals: list[str]) -> list[dict[str, object]]:
             }
         )
     return rows
-
-
-def markdown(rows: list[dict[str, object]], facts: Mapping[str, object]) -> str:
-    """The summary as a table."""
-    title = ", ".join(f"{key}: {value}" for key, value in facts.items())
-    head = "| " + " | ".join(rows[0]) + " |"
-    line = "|" + "---|" * len(rows[0])
-    body = ["| " + " | ".join(str(v) for v in row.values()) + " |" for row in rows]
-    return "\n".join([title, "", head, line, *body, ""])
 
 
 def main() -> None:

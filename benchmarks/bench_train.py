@@ -26,6 +26,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from table import markdown
+
 HERE = Path(__file__).resolve().parent
 LENGTH = 1024  # tokens of a sequence
 RANK = 16
@@ -249,15 +251,6 @@ def summary(runs: list[Run], reference: str) -> list[dict[str, object]]:
                 row[f"{name}_ratio"] = round(ours / theirs, 2)
         rows.append({**row, "last_loss": mine[-1].losses[-1]})
     return rows
-
-
-def markdown(rows: list[dict[str, object]], facts: Mapping[str, object]) -> str:
-    """The summary as a table."""
-    title = ", ".join(f"{key}: {value}" for key, value in facts.items())
-    head = "| " + " | ".join(rows[0]) + " |"
-    line = "|" + "---|" * len(rows[0])
-    body = ["| " + " | ".join(str(v) for v in row.values()) + " |" for row in rows]
-    return "\n".join([title, "", head, line, *body, ""])
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ MAY_IMPORT = {
     ],
     "inspection": ["values", "formats", "arch", "targets", "rewriting", "groups", "resolve", "pipeline"],
     "training": [
-        *["values", "errors", "codec", "formats", "arch", "targets", "rewriting", "groups", "pipeline"],
+        *["values", "errors", "codec", "formats", "arch", "targets", "rewriting", "groups", "execute", "pipeline"],
     ],
     "cli": [
         *["values", "errors", "codec", "planning", "rules", "verification", "pages", "pipeline", "inspection"],

@@ -97,13 +97,12 @@ def inspect(base: str | Path, adapter: str | Path | None = None, *, reading: Rea
 
 
 def _base_facts(checkpoint: Checkpoint, arch: Arch) -> BaseFacts:
-    followers = {member for tie in arch.ties for member in tie.members[1:]}
     embedding = arch.params.get(f"{arch.input_embedding}.weight")
     return BaseFacts(
         folder=checkpoint.folder,
         model_class=arch.model_class,
         source=arch.source,
-        n_params=sum(math.prod(p.shape) for name, p in arch.params.items() if name not in followers),
+        n_params=arch.n_params,
         n_tensors=len(checkpoint.tensors),
         n_bytes=checkpoint.n_bytes,
         n_files=len(checkpoint.shards),

@@ -7,7 +7,7 @@ import resource
 import pytest
 
 from suture.errors import DiskFull, OutputError
-from suture.execute.disk import allow_open_files, sync_folder, writing
+from suture.execute.disk import allow_open_files, sync_path, writing
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_other_errors_are_not_touched(tmp_path):
         raise ZeroDivisionError
 
 
-def test_a_file_system_that_does_not_sync_folders_is_fine(tmp_path, monkeypatch):
+def test_a_file_system_that_does_not_sync_paths_is_fine(tmp_path, monkeypatch):
     def refuse(number):
         def fsync(descriptor):
             raise OSError(number, os.strerror(number))
@@ -34,10 +34,10 @@ def test_a_file_system_that_does_not_sync_folders_is_fine(tmp_path, monkeypatch)
         return fsync
 
     monkeypatch.setattr(os, "fsync", refuse(errno.EINVAL))
-    sync_folder(tmp_path)
+    sync_path(tmp_path)
     monkeypatch.setattr(os, "fsync", refuse(errno.EIO))
     with pytest.raises(OSError, match="Input/output"):
-        sync_folder(tmp_path)
+        sync_path(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def test_a_failure_stops_the_other_workers(pair, plan, tmp_path, monkeypatch):
 
 def test_a_signal_that_comes_last_is_heard(pair, plan, tmp_path, monkeypatch):
     """While the disk takes the folders, after everything else."""
-    monkeypatch.setattr(staging, "sync_folder", lambda folder: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(staging, "sync_path", lambda folder: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted):
         execute.run(plan, pair.inputs, tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]

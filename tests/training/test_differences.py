@@ -12,7 +12,7 @@ from test_readback import FILE, KEY, sha256_by_hand
 from tiny import make_base, make_model, trained, wrapped
 
 from suture.errors import ResumeRefused
-from suture.formats import read_adapter, read_checkpoint
+from suture.formats import read_adapter, read_checkpoint, reading
 from suture.training import compare
 from suture.training import ledger as ledgers
 from suture.training.audit import tensor_records
@@ -186,7 +186,7 @@ def test_groups_and_their_words():
 
 def test_a_tensors_hash_is_that_of_its_bytes(saved, monkeypatch):
     folder, _, _ = saved
-    monkeypatch.setattr(compare, "BLOCK_BYTES", 96)
+    monkeypatch.setattr(reading, "BLOCK_BYTES", 96)
     adapter = read_adapter(folder)
     assert {n: compare.sha256_of(folder, t) for n, t in adapter.tensors.items()} == sha256_by_hand(folder)
 

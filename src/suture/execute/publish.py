@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from suture.errors import NotVerified, OutputError
-from suture.execute.disk import sync_folder, writing
+from suture.execute.disk import sync_path, writing
 from suture.execute.receipt import RECEIPT, receipt_bytes
 from suture.execute.staging import check_output, discard, reclaim, release
 from suture.values import Staged, Verdict
@@ -33,7 +33,7 @@ def publish(staged: Staged, verdict: Verdict) -> Path:
             _require_receipt(staged)
             staged.folder.rename(staged.out)
             claimed.journal.unlink(missing_ok=True)
-            sync_folder(staged.out.parent)
+            sync_path(staged.out.parent)
     finally:
         release(claimed)
     return staged.out

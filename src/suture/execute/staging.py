@@ -27,7 +27,7 @@ from suture.errors import (
     OutputExists,
     OutputLocked,
 )
-from suture.execute.disk import NOT_SUPPORTED, allow_open_files, sync_folder, writing
+from suture.execute.disk import NOT_SUPPORTED, allow_open_files, sync_path, writing
 from suture.execute.journal import Head, finished, head_line, piece_line
 from suture.execute.pieces import header_bytes
 from suture.execute.stop import Stop
@@ -248,7 +248,7 @@ class Stage:
         with self._writing(self._folder):
             folders = [p for p in self._folder.rglob("*") if p.is_dir()]
             for folder in (*sorted(folders), self._folder):
-                sync_folder(folder)
+                sync_path(folder)
 
     def text(self, name: str, data: bytes) -> str:
         """Write a small file; its sha256."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +16,8 @@ from suture.errors import FormatError
 from suture.formats.dtypes import DTYPES, compute_dtype, to_float
 from suture.formats.files import Buffer, OpenFile, inside, open_file, quoted, read_exact
 from suture.values import TensorInfo
+
+BLOCK_BYTES = 16 << 20  # of `TensorReader.blocks`
 
 
 class TensorReader:
@@ -52,6 +55,14 @@ class TensorReader:
         if not 0 <= offset <= offset + n_bytes <= info.n_bytes:
             raise ValueError(f"bytes {offset}:{offset + n_bytes} of {info.name}, which has {info.n_bytes}")
         read_exact(self._file(info.file), info.begin + offset, buffer, tensor=info.name)
+
+    def blocks(self, info: TensorInfo) -> Iterator[npt.NDArray[np.uint8]]:
+        """The tensor's bytes in order, a block at a time; a block is overwritten by the next one."""
+        buffer = np.empty(min(BLOCK_BYTES, info.n_bytes), np.uint8)
+        for begin in range(0, info.n_bytes, BLOCK_BYTES):
+            block = buffer[: min(BLOCK_BYTES, info.n_bytes - begin)]
+            self.read_into(info, begin, block)
+            yield block
 
     def array(self, info: TensorInfo) -> npt.NDArray[Any]:
         """The tensor as it is stored, in its dtype's storage type (BF16: uint16) and of shape `info.shape`."""

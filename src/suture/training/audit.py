@@ -107,8 +107,7 @@ def _trainable(live: Live) -> list[torch.nn.Parameter]:
 
 def _n_total(live: Live) -> int:
     """Values of the base and those that adapters add. Packed bytes of quantised layers are not what is counted."""
-    followers = {member for tie in live.arch.ties for member in tie.members[1:]}
-    n_base = sum(math.prod(p.shape) for name, p in live.arch.params.items() if name not in followers)
+    n_base = live.arch.n_params
     if not n_base:
         return sum(p.numel() for p in live.model.parameters())
     in_base = "biases" if live.config.get("bias", "none") != "none" else ""  # these train where they are

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ def check_names(adapter: Json, arch: Arch) -> None:
             n for n in adapter.get("modules_to_save") or () if not targets.saved_params({"modules_to_save": [n]}, arch)
         ],
         "adapter.targets": _unmatched(adapter.get("target_modules"), claims.lora_modules),
-        "adapter.exclude": _unmatched(adapter.get("exclude_modules"), sorted({p.module for p in arch.params.values()})),
+        "adapter.exclude": _unmatched(adapter.get("exclude_modules"), modules),
         "adapter.parameters": [
             n
             for n in adapter.get("target_parameters") or ()
@@ -140,7 +140,7 @@ def check_names(adapter: Json, arch: Arch) -> None:
         )
 
 
-def _unmatched(names: Any, modules: Sequence[str]) -> list[str]:
+def _unmatched(names: Any, modules: Collection[str]) -> list[str]:
     """Names of a list that end no module's path. A regular expression is left to PEFT, which refuses an idle one."""
     if not names or isinstance(names, str):
         return []

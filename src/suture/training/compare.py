@@ -6,8 +6,6 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from suture.arch import describe
 from suture.formats import TensorReader, file_sha256
 from suture.groups import group_of
@@ -16,7 +14,6 @@ from suture.training.live import Live
 from suture.training.readback import meaning, tensor_sha256
 from suture.values import Adapter, Arch, Checkpoint, Difference, Json, Ledger, TensorInfo, TensorRecord
 
-BLOCK_BYTES = 16 << 20
 RESUMABLE = ("scheduler.pt", "trainer_state.json")  # and the optimiser, whose files have a name for each backend
 
 
@@ -187,10 +184,8 @@ def described(group: str, keys: Iterable[str]) -> str:
 
 def sha256_of(folder: Path, tensor: TensorInfo) -> str:
     """sha256 of a tensor's bytes in its file, read in blocks."""
-    total, buffer = hashlib.sha256(), np.empty(BLOCK_BYTES, np.uint8)
+    total = hashlib.sha256()
     with TensorReader(folder) as reader:
-        for begin in range(0, tensor.n_bytes, BLOCK_BYTES):
-            block = buffer[: min(BLOCK_BYTES, tensor.n_bytes - begin)]
-            reader.read_into(tensor, begin, block)
+        for block in reader.blocks(tensor):
             total.update(block.data)
     return total.hexdigest()

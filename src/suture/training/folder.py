@@ -16,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from suture.errors import InputError, OutputError, OutputExists, OutputLocked
+from suture.execute.disk import sync_path
 
 CONFIG = "run.yaml"
 METRICS = "metrics.jsonl"
@@ -97,7 +98,7 @@ def put(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
-    _sync(path.parent)
+    sync_path(path.parent)
 
 
 def put_json(path: Path, data: Any) -> None:
@@ -175,22 +176,13 @@ def publish(staged: Path, folder: Path) -> None:
     """Give a finished folder its name."""
     remove(folder)
     staged.rename(folder)
-    _sync(folder.parent)
+    sync_path(folder.parent)
 
 
 def sync(folder: Path) -> None:
     """Wait until all files of a folder are on the disk, with their names."""
     for path in (*folder.iterdir(), folder):
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_path(path)
 
 
 def require_run(run: Path) -> None:

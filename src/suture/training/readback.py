@@ -16,7 +16,6 @@ from suture.formats import TensorReader, read_adapter
 from suture.training.live import DTYPES, WRAPPERS, Live
 from suture.values import Adapter, Json, TensorInfo
 
-BLOCK_BYTES = 16 << 20
 COPIES = (".base_layer", ".original_module", ".token_adapter.base_layer")  # under which PEFT keeps the base's matrix
 MEANING = (
     *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias", "bias"),
@@ -129,13 +128,12 @@ def _compare(reader: TensorReader, info: TensorInfo, tensor: torch.Tensor) -> tu
     elif info.dtype != dtype:
         problem = f"{info.dtype} in the file, {dtype} in memory"
     memory = _bytes(tensor) if not problem else None
-    total, buffer, n_wrong = hashlib.sha256(), np.empty(BLOCK_BYTES, np.uint8), 0
-    for begin in range(0, info.n_bytes, BLOCK_BYTES):
-        block = buffer[: min(BLOCK_BYTES, info.n_bytes - begin)]
-        reader.read_into(info, begin, block)
+    total, begin, n_wrong = hashlib.sha256(), 0, 0
+    for block in reader.blocks(info):
         total.update(block.data)
         if memory is not None:
             n_wrong += int(np.count_nonzero(block != memory[begin : begin + block.size]))
+        begin += block.size
     if not problem and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         problem = "values that are not finite"
     if n_wrong:

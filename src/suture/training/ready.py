@@ -75,18 +75,20 @@ def make_ready(config: RunConfig, source: Source | None, device: torch.device) -
     base_arch = describe(base.config, base.tensors)
     build.check_ends(base_arch)
     n_base_rows = base_arch.params[f"{base_arch.input_embedding}.weight"].shape[0]
-    start = starts.open_start(source.folder, base, str(identity.fingerprint)) if source else None
+    start = starts.open_start(source.folder, base, base_arch, str(identity.fingerprint)) if source else None
     tokenizer, words = _tokenizer(config, base, start)
     data = prepare(config.data, tokenizer, config.seed)
     arithmetic = {"device": device.type, "precision": build.precision(config, device)}
-    _require_same(source, data, tokenizer, arithmetic)
+    resumed = source.checkpoint if source else None
+    if source and resumed:
+        facts = {"data": data.sha256, "tokenizer": ledgers.tokenizer_sha256(tokenizer), **arithmetic}
+        _require_same(source.folder, resumed, facts)
     _require_eval(config, data)
     n_rows = _n_rows(n_base_rows, len(tokenizer) if words else 0, start, data)
     arch = describe(starts.with_rows(base.config, base_arch, n_rows), {}) if n_rows != n_base_rows else base_arch
-    resumes = source is not None and source.checkpoint is not None
-    adapter, ties = _adapter(config, start, () if resumes else changed_fields(config), arch, tuple(words))
-    config = starts.described(config, adapter) if start and not resumes else config
-    settings, lineage = config.model_dump(mode="json"), _lineage(start, source)
+    adapter, ties = _adapter(config, start, () if resumed else changed_fields(config), arch, tuple(words))
+    config = starts.described(config, adapter) if start and not resumed else config
+    settings, lineage = config.model_dump(mode="json"), _lineage(start, resumed)
     ready = Ready(
         config=config,
         checkpoint=base,
@@ -98,7 +100,7 @@ def make_ready(config: RunConfig, source: Source | None, device: torch.device) -
         n_rows=n_rows,
         new_rows=tuple(sorted(words)) or tuple(range(n_base_rows, n_rows)),
         device=device,
-        notes=(*data.notes, *ties, *(("the optimiser starts fresh",) if start and not resumes else ())),
+        notes=(*data.notes, *ties, *(("the optimiser starts fresh",) if start and not resumed else ())),
     )
     return _built(ready, adapter, words, start)
 
@@ -135,13 +137,10 @@ def _tokenizer(config: RunConfig, base: Checkpoint, start: Start | None) -> tupl
     return tokenizer, build.add_tokens(tokenizer, tokens)
 
 
-def _require_same(source: Source | None, data: Prepared, tokenizer: Any, arithmetic: Mapping[str, str]) -> None:
+def _require_same(folder: str, resumed: Ledger, facts: Mapping[str, str | None]) -> None:
     """A run that resumes must read the same tokens, and compute in the same way."""
-    if source is None or source.checkpoint is None:
-        return
-    facts = {"data": data.sha256, "tokenizer": ledgers.tokenizer_sha256(tokenizer), **arithmetic}
-    if differences := against_run(source.checkpoint, facts):
-        raise ResumeRefused(differences, where=source.folder)
+    if differences := against_run(resumed, facts):
+        raise ResumeRefused(differences, where=folder)
 
 
 def _require_eval(config: RunConfig, data: Prepared) -> None:
@@ -189,8 +188,8 @@ def _require_no_leak(config: RunConfig, model: Any) -> None:
         )
 
 
-def _lineage(start: Start | None, source: Source | None) -> tuple[Ancestor, ...]:
+def _lineage(start: Start | None, resumed: Ledger | None) -> tuple[Ancestor, ...]:
     """Where the adapter comes from; a checkpoint of the same run is no ancestor."""
-    if source is not None and source.checkpoint is not None:
-        return source.checkpoint.lineage
+    if resumed is not None:
+        return resumed.lineage
     return start.lineage if start is not None else ()

@@ -337,24 +337,30 @@ class _Run:
         if trainer.args.should_save:
             folders.remove(staged)
         trainer.save_model(str(staged))
-        self.proof.seal(staged, trainer.state)
+        ledger = self.proof.seal(staged, trainer.state)
         self.watching.stage("measuring after training")
         after = ready.ruler.stage("after", trainer.model, trainer.accelerator)
         if not trainer.args.should_save:
             return self._outcome(adapter=adapter)
         folders.publish(staged, adapter)
-        outcome = replace(self._outcome(adapter=adapter, stages=(after,)), notes=(*ready.notes, *notes))
-        self.trainer = self.watch.trainer = trainer = None
+        outcome = self._outcome(adapter=adapter, ledger=ledger, stages=(after,), notes=notes)
+        self.trainer = trainer = None
+        self.watch.release()
         self.proof.release()
         gc.collect()
         self.watching.stage("measuring after a reload and a merge")
         return _with_proof(outcome, prove(ready, adapter, after))
 
     def _outcome(
-        self, *, adapter: Path | None = None, checkpoint: Path | None = None, stages: tuple[StageLoss, ...] = ()
+        self,
+        *,
+        adapter: Path | None = None,
+        ledger: Ledger | None = None,
+        checkpoint: Path | None = None,
+        stages: tuple[StageLoss, ...] = (),
+        notes: tuple[str, ...] = (),
     ) -> Outcome:
         state = self.trainer.state
-        ledger = ledgers.read(adapter) if adapter and self.trainer.args.should_save else None
         return Outcome(
             run=self.run,
             base=self.ready.config.base,
@@ -366,7 +372,7 @@ class _Run:
             movements=self._movements(adapter, ledger) if adapter and ledger else (),
             curve=tuple(self.watch.curve),
             problems=(),
-            notes=self.ready.notes,
+            notes=(*self.ready.notes, *notes),
             is_first=self.trainer.args.should_save,
         )
 

@@ -60,7 +60,7 @@ class Start:
     lineage: tuple[Ancestor, ...]
 
 
-def open_start(folder: str, checkpoint: Checkpoint, base_fingerprint: str) -> Start:
+def open_start(folder: str, checkpoint: Checkpoint, arch: Arch, base_fingerprint: str) -> Start:
     """Check an adapter against its ledger, its config and the base, before anything is loaded.
 
     Raises:
@@ -69,7 +69,6 @@ def open_start(folder: str, checkpoint: Checkpoint, base_fingerprint: str) -> St
     """
     adapter = read_adapter(_of_run(Path(folder)))
     ledger = ledgers.read(adapter.folder)
-    arch = describe(checkpoint.config, checkpoint.tensors)
     rows = _rows(adapter, arch)
     differences = [
         *(against_ledger(adapter, ledger, arch) if ledger else ()),

@@ -194,7 +194,7 @@ def named_groups(live: Live, config: RunConfig) -> list[dict[str, Any]]:
             continue
         group = live.group(key)
         rate = config.embedding_rate if group in ENDS else config.lr
-        if (config.lora_plus_ratio is not None and ".lora_B" in key) or ".lora_embedding_B" in key:
+        if ".lora_B" in key or ".lora_embedding_B" in key:
             rate *= config.lora_plus_ratio or 1.0
         still = group in NO_DECAY or ".lora_magnitude" in key
         groups.setdefault((rate, 0.0 if still else config.weight_decay), []).append((key, parameter))

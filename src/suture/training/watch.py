@@ -67,6 +67,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # Transformers is untyped h
     ) -> None:
         self.config, self.run, self.signals, self.show, self.begin = config, run, signals, show, begin
         self.trainer: Any = None
+        self.live: Live | None = None  # of the model while it trains; its shape does not change
         self.curve: list[tuple[int, float]] = []
         self.best: tuple[float, int] | None = None  # evaluation loss, step
         self.n_worse = 0
@@ -93,15 +94,16 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # Transformers is untyped h
         """Save what a new run starts from, and start the clock."""
         if state.global_step == 0:
             self.begin()
+        self.live = look(self.trainer.model)
         self._since = (time.monotonic(), state.num_input_tokens_seen, state.global_step)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Norms of the gradients by group, on steps that are logged."""
-        if (state.global_step + 1) % self.config.log_every == 0:
-            self._norms, self._rows_norm = gradient_norms(look(self.trainer.model), self.trainer.new_rows)
-            self._lrs = self._rates()
+        if self.live is not None and (state.global_step + 1) % self.config.log_every == 0:
+            self._norms, self._rows_norm = gradient_norms(self.live, self.trainer.new_rows)
+            self._lrs = self._rates(self.live)
             self.trainer.numbers = {f"grad_norm/{group}": norm for group, norm in self._norms.items()}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -184,15 +186,16 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # Transformers is untyped h
             eval_loss=logs.get("eval_loss"),
         )
 
-    def _rates(self) -> dict[str, float]:
-        live, optimizer = look(self.trainer.model), self.trainer.optimizer
-        groups = {id(p): key for key, p in live.unique().items()}
+    def _rates(self, live: Live) -> dict[str, float]:
         rates: dict[str, float] = {}
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                if id(p) in groups:
-                    rates.setdefault(live.group(groups[id(p)]), float(group["lr"]))
+        for group in self.trainer.optimizer.param_groups:
+            for key in group["param_names"]:
+                rates.setdefault(live.group(key), float(group["lr"]))
         return rates
+
+    def release(self) -> None:
+        """Forget the model, so that its memory can be used again."""
+        self.trainer = self.live = None
 
 
 def gradient_norms(live: Live, new_rows: Sequence[int]) -> tuple[dict[str, float], float | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -69,3 +70,9 @@ class Arch:
     output_embedding: str | None
     opaque: Mapping[str, str] = field(default_factory=dict)  # checkpoint tensor → conversion that Parts cannot express
     unknown: tuple[str, ...] = ()  # checkpoint tensors that the model class does not have
+
+    @property
+    def n_params(self) -> int:
+        """Number of values of the class, tied parameters counted once."""
+        followers = {member for tie in self.ties for member in tie.members[1:]}
+        return sum(math.prod(p.shape) for name, p in self.params.items() if name not in followers)
