@@ -98,7 +98,7 @@ def test_files_and_codes_in_a_page_exist(page):
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text(page))
     files = re.findall(r"`((?:src|tests|demo|benchmarks|\.ci)/[\w./-]*)`", text(page))
     assert not [name for name in (*links, *files) if "NAME" not in name and not (ROOT / name).exists()]
-    codes = set(re.findall(r"\b[AMNTX]\d{3}\b", text(page)))
+    codes = set(re.findall(r"\b[AMNTXWRL]\d{3}\b", text(page)))
     assert codes <= RULES.keys()
 
 

@@ -54,10 +54,15 @@ def explain(code: str) -> str:
 
 def _rule_page(rule: Rule) -> str:
     """The page, with a line below its title that tells how severe the rule is."""
-    title, _, rest = _docstring(rule.check.__module__).partition("\n")
+    title, _, rest = _docstring(module_of(rule)).partition("\n")
     effect = f"Stops a merge, unless `--ignore {rule.code}` is passed." if rule.may_ignore else "Stops a merge."
     severity = f"*{rule.severity.capitalize()}.* {effect if rule.severity == 'error' else 'A merge goes on.'}"
     return f"{title}\n\n{severity}\n{rest}\n"
+
+
+def module_of(rule: Rule) -> str:
+    """The module that is a rule's page, by its name."""
+    return f"suture.rules.{rule.code.lower()}_{rule.name.replace('-', '_')}"
 
 
 def _docstring(module: str) -> str:

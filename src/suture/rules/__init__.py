@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
+from suture.model_folder import ModelFolder
 from suture.rules.base import Case, Rule
-from suture.values import Finding, Options
+from suture.run_folder import RunFolder
+from suture.values import Audit, Finding, Options
 
 SEVERITIES = ("error", "warning", "info")
 
@@ -23,8 +25,27 @@ RULES: Mapping[str, Rule] = _discover()
 
 
 def diagnose(case: Case) -> tuple[Finding, ...]:
-    """All findings of all rules, most severe first, then by code and place."""
-    findings = [finding for rule in RULES.values() for finding in rule.check(case)]
+    """All findings of all rules on a base and an adapter, most severe first, then by code and place."""
+    return ordered(f for rule in RULES.values() if rule.pair for f in rule.pair(case))
+
+
+def diagnose_model(model: ModelFolder) -> tuple[Finding, ...]:
+    """All findings of all rules on a finished model folder."""
+    return ordered(f for rule in RULES.values() if rule.model for f in rule.model(model))
+
+
+def diagnose_run(run: RunFolder) -> tuple[Finding, ...]:
+    """All findings of all rules on a trainer's checkpoint."""
+    return ordered(f for rule in RULES.values() if rule.run for f in rule.run(run))
+
+
+def diagnose_live(audit: Audit) -> tuple[Finding, ...]:
+    """All findings of all rules on a model in memory."""
+    return ordered(f for rule in RULES.values() if rule.live for f in rule.live(audit))
+
+
+def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Findings, most severe first, then by code and place."""
     return tuple(sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), f.code, f.where)))
 
 

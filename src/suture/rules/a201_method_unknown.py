@@ -59,4 +59,4 @@ def check(case: Case) -> Iterable[Finding]:
             yield RULE.finding(f"adapter_config.json: {field}", why, f"no {field}", do)
 
 
-RULE = Rule("A201", "method-unknown", "error", check)
+RULE = Rule("A201", "method-unknown", "error", check, modes=("F31", "F32", "F50"))

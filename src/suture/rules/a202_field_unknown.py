@@ -70,4 +70,4 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:60]}…"
 
 
-RULE = Rule("A202", "field-unknown", "error", check, may_ignore=True)
+RULE = Rule("A202", "field-unknown", "error", check, may_ignore=True, modes=("F15", "F50"))

@@ -71,4 +71,4 @@ def _reason(init: object) -> str:
     return known or "it is not known whether this changes the base's weights"
 
 
-RULE = Rule("A203", "base-mutated", "error", check)
+RULE = Rule("A203", "base-mutated", "error", check, modes=("F18", "F49"))

@@ -74,4 +74,4 @@ def _id(name: str) -> str:
     return "/".join(parts)
 
 
-RULE = Rule("A204", "base-differs", "warning", check)
+RULE = Rule("A204", "base-differs", "warning", check, modes=("F06", "F48"))

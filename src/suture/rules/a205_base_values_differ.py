@@ -44,4 +44,4 @@ def check(case: Case) -> Iterable[Finding]:
             )
 
 
-RULE = Rule("A205", "base-values-differ", "error", check, may_ignore=True)
+RULE = Rule("A205", "base-values-differ", "error", check, may_ignore=True, deep=True, modes=("F06", "F07"))

@@ -44,4 +44,4 @@ def check(case: Case) -> Iterable[Finding]:
         )
 
 
-RULE = Rule("M301", "key-unmatched", "error", check)
+RULE = Rule("M301", "key-unmatched", "error", check, modes=("F04", "F08", "F22", "F37", "F44"))

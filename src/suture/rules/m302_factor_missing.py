@@ -32,4 +32,4 @@ def check(case: Case) -> Iterable[Finding]:
     return from_problems(case, RULE.code, RULE.name)
 
 
-RULE = Rule("M302", "factor-missing", "error", check)
+RULE = Rule("M302", "factor-missing", "error", check, modes=("F11", "F21", "F22"))

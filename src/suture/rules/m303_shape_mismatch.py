@@ -32,4 +32,4 @@ def check(case: Case) -> Iterable[Finding]:
     return from_problems(case, RULE.code, RULE.name)
 
 
-RULE = Rule("M303", "shape-mismatch", "error", check)
+RULE = Rule("M303", "shape-mismatch", "error", check, modes=("F06", "F16", "F33", "F45"))

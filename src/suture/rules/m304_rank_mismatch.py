@@ -33,4 +33,4 @@ def check(case: Case) -> Iterable[Finding]:
     return from_problems(case, RULE.code, RULE.name)
 
 
-RULE = Rule("M304", "rank-mismatch", "error", check)
+RULE = Rule("M304", "rank-mismatch", "error", check, modes=("F19", "F20", "F49"))

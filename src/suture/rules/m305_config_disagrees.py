@@ -140,4 +140,6 @@ def _is_allowed(key: str, claimed: set[str], case: Case, twins: Mapping[str, fro
     return tied_tokens or (bool(config.get("ensure_weight_tying")) and any(_module(k) in group for k in claimed))
 
 
-RULE = Rule("M305", "config-disagrees", "error", check, may_ignore=True)
+RULE = Rule(
+    "M305", "config-disagrees", "error", check, may_ignore=True, modes=("F05", "F11", "F13", "F29", "F30", "F49")
+)

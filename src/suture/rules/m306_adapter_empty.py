@@ -43,4 +43,4 @@ def check(case: Case) -> Iterable[Finding]:
         yield RULE.finding(where, found, "the factors of at least one module", AGAIN)
 
 
-RULE = Rule("M306", "adapter-empty", "error", check)
+RULE = Rule("M306", "adapter-empty", "error", check, modes=("F21",))

@@ -59,4 +59,4 @@ def _ambiguous(case: Case) -> list[str]:
     ]
 
 
-RULE = Rule("M307", "expert-layout", "error", check)
+RULE = Rule("M307", "expert-layout", "error", check, modes=("F15", "F16"))

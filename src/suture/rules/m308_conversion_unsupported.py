@@ -32,4 +32,4 @@ def check(case: Case) -> Iterable[Finding]:
     return from_problems(case, RULE.code, RULE.name)
 
 
-RULE = Rule("M308", "conversion-unsupported", "error", check)
+RULE = Rule("M308", "conversion-unsupported", "error", check, modes=("F13", "F38"))

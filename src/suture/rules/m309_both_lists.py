@@ -52,4 +52,4 @@ def check(case: Case) -> Iterable[Finding]:
         )
 
 
-RULE = Rule("M309", "both-lists", "error", check, may_ignore=True)
+RULE = Rule("M309", "both-lists", "error", check, may_ignore=True, modes=("F51",))

@@ -64,4 +64,4 @@ def _matches(patterns: Mapping[str, int], names: Iterable[str]) -> dict[str, dic
     return found
 
 
-RULE = Rule("M310", "pattern-order", "warning", check)
+RULE = Rule("M310", "pattern-order", "warning", check, modes=("F20",))

@@ -38,4 +38,4 @@ def check(case: Case) -> Iterable[Finding]:
         )
 
 
-RULE = Rule("M311", "repeat-differs", "error", check)
+RULE = Rule("M311", "repeat-differs", "error", check, deep=True, modes=("F12",))

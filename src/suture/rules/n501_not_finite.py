@@ -38,4 +38,4 @@ def check(case: Case) -> Iterable[Finding]:
         )
 
 
-RULE = Rule("N501", "not-finite", "error", check)
+RULE = Rule("N501", "not-finite", "error", check, deep=True, modes=("F40",))

@@ -55,4 +55,4 @@ def _is_zero(case: Case, tensor: str) -> bool:
     return stats is not None and not (stats.n_nonzero or stats.n_nan or stats.n_inf)
 
 
-RULE = Rule("N502", "no-effect", "error", check, may_ignore=True)
+RULE = Rule("N502", "no-effect", "error", check, may_ignore=True, deep=True, modes=("F10",))

@@ -47,4 +47,4 @@ def check(case: Case) -> Iterable[Finding]:
         )
 
 
-RULE = Rule("N503", "partly-untrained", "warning", check)
+RULE = Rule("N503", "partly-untrained", "warning", check, deep=True, modes=("F10", "F25"))

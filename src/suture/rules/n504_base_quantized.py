@@ -71,4 +71,4 @@ def _original(case: Case) -> str:
     return "Give the 16-bit original as BASE."
 
 
-RULE = Rule("N504", "base-quantized", "error", check)
+RULE = Rule("N504", "base-quantized", "error", check, modes=("F14", "F17", "F26"))

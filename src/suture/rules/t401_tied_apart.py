@@ -53,4 +53,4 @@ def _growth(untied: Untied) -> str:
     return f"{untied.n_bytes:,} bytes{in_mib}"
 
 
-RULE = Rule("T401", "tied-apart", "error", check)
+RULE = Rule("T401", "tied-apart", "error", check, modes=("F01", "F02", "F28"))

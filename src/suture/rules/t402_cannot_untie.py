@@ -33,4 +33,4 @@ def check(case: Case) -> Iterable[Finding]:
     return from_problems(case, RULE.code, RULE.name)
 
 
-RULE = Rule("T402", "cannot-untie", "error", check)
+RULE = Rule("T402", "cannot-untie", "error", check, modes=("F01",))

@@ -34,4 +34,4 @@ def check(case: Case) -> Iterable[Finding]:
     return from_problems(case, RULE.code, RULE.name)
 
 
-RULE = Rule("T403", "vocabulary-rows", "error", check)
+RULE = Rule("T403", "vocabulary-rows", "error", check, modes=("F12", "F28", "F34"))

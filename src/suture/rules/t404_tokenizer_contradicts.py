@@ -40,4 +40,4 @@ def check(case: Case) -> Iterable[Finding]:
         )
 
 
-RULE = Rule("T404", "tokenizer-contradicts", "error", check)
+RULE = Rule("T404", "tokenizer-contradicts", "error", check, modes=("F47",))

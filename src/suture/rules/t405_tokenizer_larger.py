@@ -48,4 +48,4 @@ def _rows(case: Case) -> int | None:
     return case.arch.params[name].shape[0] if name in case.arch.params else None
 
 
-RULE = Rule("T405", "tokenizer-larger", "warning", check)
+RULE = Rule("T405", "tokenizer-larger", "warning", check, modes=("F12", "F47"))

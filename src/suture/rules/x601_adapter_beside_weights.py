@@ -40,4 +40,4 @@ def check(case: Case) -> Iterable[Finding]:
         )
 
 
-RULE = Rule("X601", "adapter-beside-weights", "warning", check)
+RULE = Rule("X601", "adapter-beside-weights", "warning", check, modes=("F24",))

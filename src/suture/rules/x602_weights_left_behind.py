@@ -42,4 +42,4 @@ def check(case: Case) -> Iterable[Finding]:
         )
 
 
-RULE = Rule("X602", "weights-left-behind", "error", check, may_ignore=True)
+RULE = Rule("X602", "weights-left-behind", "error", check, may_ignore=True, modes=("F11", "F35"))

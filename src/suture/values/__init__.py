@@ -22,6 +22,7 @@ from suture.values.plan import (
     TokenizerPolicy,
     Why,
 )
+from suture.values.repair import Repair
 from suture.values.training import (
     Ancestor,
     Audit,
@@ -63,6 +64,7 @@ __all__ = [
     "Plan",
     "Problem",
     "Receipt",
+    "Repair",
     "Resolved",
     "Settled",
     "Severity",

@@ -51,6 +51,7 @@ class Difference:
     do: str
     names: tuple[str, ...]
     n_params: int
+    code: str = ""  # of the rule that explains it, where there is one
 
 
 @dataclass(frozen=True, slots=True)
