@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow lint types check bench clean
+.PHONY: help demo test slow lint types check docs bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1	/' | expand -t 10
@@ -29,6 +29,9 @@ types: $(READY) ## mypy --strict
 	$(BIN)/mypy
 
 check: lint types test slow ## all of the above but the demo
+
+docs: $(READY) ## write docs/rules.md and docs/failure_modes.md from the source
+	$(BIN)/python docs/make_pages.py
 
 bench: $(READY) ## time a merge against a plain copy (several GB on disk), and training against TRL
 	$(BIN)/python benchmarks/bench_merge.py

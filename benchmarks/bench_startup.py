@@ -1,51 +1,81 @@
-"""Time what a command costs before it does its work, next to an interpreter that does nothing.
+"""Time and memory of commands that read headers alone, next to an interpreter that does nothing.
 
     python benchmarks/bench_startup.py
 
-`check` gets an 8 B model as headers without weights (sparse files), and an adapter on all of its linear layers.
+`check` gets models of 8 B and 70 B as headers without weights (sparse files, in shards), and adapters on all of their
+linear layers.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 ROUNDS = 5
-LAYERS, HIDDEN, INNER, KV, VOCAB, RANK = 32, 4096, 14336, 1024, 128256, 32
-BASE_CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": HIDDEN,
-    "intermediate_size": INNER,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": VOCAB,
-    "tie_word_embeddings": False,
-}
-LINEAR = {
-    "self_attn.q_proj": (HIDDEN, HIDDEN),
-    "self_attn.k_proj": (KV, HIDDEN),
-    "self_attn.v_proj": (KV, HIDDEN),
-    "self_attn.o_proj": (HIDDEN, HIDDEN),
-    "mlp.gate_proj": (INNER, HIDDEN),
-    "mlp.up_proj": (INNER, HIDDEN),
-    "mlp.down_proj": (HIDDEN, INNER),
-}
-ADAPTER_CONFIG = {
-    "peft_type": "LORA",
-    "peft_version": "0.21.2",
-    "r": RANK,
-    "lora_alpha": 64,
-    "target_modules": sorted(name.rpartition(".")[2] for name in LINEAR),
-    "modules_to_save": ["embed_tokens", "lm_head"],
-}
+VOCAB, KV, RANK = 128256, 1024, 32
+
+
+@dataclass(frozen=True)
+class Size:
+    """A Llama, by the numbers that its shapes follow from."""
+
+    name: str
+    layers: int
+    hidden: int
+    inner: int
+    heads: int
+    shards: int
+
+    @property
+    def linear(self) -> dict[str, tuple[int, int]]:
+        """Linear layers of a block, with (out, in)."""
+        wide, thin = (self.hidden, self.hidden), (KV, self.hidden)
+        attention = {"q_proj": wide, "k_proj": thin, "v_proj": thin, "o_proj": wide}
+        mlp = dict.fromkeys(("gate_proj", "up_proj"), (self.inner, self.hidden)) | {
+            "down_proj": (self.hidden, self.inner)
+        }
+        return {f"self_attn.{n}": s for n, s in attention.items()} | {f"mlp.{n}": s for n, s in mlp.items()}
+
+    @property
+    def base(self) -> dict[str, tuple[int, ...]]:
+        """All tensors of the model."""
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, self.hidden)}
+        for k in range(self.layers):
+            shapes |= {f"model.layers.{k}.{m}.weight": s for m, s in self.linear.items()}
+            shapes |= {f"model.layers.{k}.{n}_layernorm.weight": (self.hidden,) for n in ("input", "post_attention")}
+        return {**shapes, "model.norm.weight": (self.hidden,), "lm_head.weight": (VOCAB, self.hidden)}
+
+    @property
+    def adapter(self) -> dict[str, tuple[int, ...]]:
+        """All tensors of an adapter on the linear layers."""
+        shapes = {}
+        for k in range(self.layers):
+            for m, (n_out, n_in) in self.linear.items():
+                shapes[f"base_model.model.model.layers.{k}.{m}.lora_A.weight"] = (RANK, n_in)
+                shapes[f"base_model.model.model.layers.{k}.{m}.lora_B.weight"] = (n_out, RANK)
+        return shapes
+
+    @property
+    def configs(self) -> dict[str, dict[str, object]]:
+        """config.json and adapter_config.json."""
+        sizes = {"hidden_size": self.hidden, "intermediate_size": self.inner, "num_hidden_layers": self.layers}
+        heads = {"num_attention_heads": self.heads, "num_key_value_heads": 8, "vocab_size": VOCAB}
+        model = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": False}
+        targets = sorted(name.rpartition(".")[2] for name in self.linear)
+        lora = {"peft_type": "LORA", "peft_version": "0.21.2", "r": RANK, "lora_alpha": 64, "target_modules": targets}
+        return {"config.json": {**model, **sizes, **heads}, "adapter_config.json": lora}
+
+
+SIZES = (Size("8 B", 32, 4096, 14336, 32, 4), Size("70 B", 80, 8192, 28672, 64, 30))
 
 
 def write_headers(path: Path, dtype: str, size: int, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -63,53 +93,61 @@ def write_headers(path: Path, dtype: str, size: int, shapes: dict[str, tuple[int
         file.truncate(8 + len(header) + end)
 
 
-def make(folder: Path) -> None:
-    """Base and adapter, and folders with nothing but their configs."""
-    layers = {f"model.layers.{k}.{m}": s for k in range(LAYERS) for m, s in LINEAR.items()}
-    ends = {"model.embed_tokens.weight": (VOCAB, HIDDEN), "lm_head.weight": (VOCAB, HIDDEN)}
-    norms = {f"model.layers.{k}.{n}.weight": (HIDDEN,) for k in range(LAYERS)
-             for n in ("input_layernorm", "post_attention_layernorm")}  # fmt: skip
-    base = {**{f"{m}.weight": s for m, s in layers.items()}, **norms, **ends, "model.norm.weight": (HIDDEN,)}
-    factors: dict[str, tuple[int, ...]] = {f"base_model.model.{name}": shape for name, shape in ends.items()}
-    for module, (n_out, n_in) in layers.items():
-        factors[f"base_model.model.{module}.lora_A.weight"] = (RANK, n_in)
-        factors[f"base_model.model.{module}.lora_B.weight"] = (n_out, RANK)
-    for name, file, config in (
-        ("base", "config.json", BASE_CONFIG),
-        ("adapter", "adapter_config.json", ADAPTER_CONFIG),
-    ):
-        for kind in ("", "-config"):
-            (folder / f"{name}{kind}").mkdir()
-            (folder / f"{name}{kind}" / file).write_text(json.dumps(config))
-    write_headers(folder / "base" / "model.safetensors", "BF16", 2, base)
-    write_headers(folder / "adapter" / "adapter_model.safetensors", "F32", 4, factors)
+def make(size: Size, folder: Path) -> list[str]:
+    """Base and adapter; their folders."""
+    base, adapter = folder / f"base-{size.layers}", folder / f"adapter-{size.layers}"
+    for place, config in zip((base, adapter), size.configs.items(), strict=True):
+        place.mkdir()
+        (place / config[0]).write_text(json.dumps(config[1]))
+    names, weight_map = iter(size.base.items()), {}
+    per_shard = -(-len(size.base) // size.shards)
+    for k in range(size.shards):
+        file = f"model-{k + 1:05}-of-{size.shards:05}.safetensors"
+        shapes = dict(islice(names, per_shard))
+        write_headers(base / file, "BF16", 2, shapes)
+        weight_map |= dict.fromkeys(shapes, file)
+    (base / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    write_headers(adapter / "adapter_model.safetensors", "F32", 4, size.adapter)
+    return [str(base), str(adapter)]
 
 
-def seconds(command: list[str], environment: dict[str, str]) -> float:
-    """Wall time of a command."""
+def measured(command: list[str], environment: dict[str, str]) -> tuple[float, float]:
+    """Wall time in seconds and peak resident memory in MiB of a command."""
     begin = time.perf_counter()
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - begin
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return time.perf_counter() - begin, usage.ru_maxrss / 1024
+
+
+def told(name: str, command: list[str], environment: dict[str, str], rounds: int = ROUNDS) -> None:
+    """Print the medians of a command."""
+    seconds, mib = zip(*(measured(command, environment) for _ in range(rounds)), strict=True)
+    print(f"{statistics.median(seconds):6.2f} s {statistics.median(mib):6.0f} MiB  {name}")
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        make(folder)
         suture = [sys.executable, "-m", "suture"]
-        pair, configs = ([str(folder / f"{n}{kind}") for n in ("base", "adapter")] for kind in ("", "-config"))
-        commands = {
-            "python -c pass": [sys.executable, "-c", "pass"],
-            "suture --help": [*suture, "--help"],
-            "suture check, 8 B headers, Arch cached": [*suture, "check", *pair],
-            "suture inspect, 8 B configs, Arch cached": [*suture, "inspect", *configs],
-        }
         environment = {**os.environ, "SUTURE_CACHE": str(folder / "cache")}
-        cold = seconds([*suture, "inspect", *configs], environment)
-        print(f"{cold:6.2f} s  suture inspect, 8 B configs, nothing cached (once)")
-        seconds(commands["suture check, 8 B headers, Arch cached"], environment)
-        for name, command in commands.items():
-            print(f"{statistics.median(seconds(command, environment) for _ in range(ROUNDS)):6.2f} s  {name}")
+        told("python -c pass", [sys.executable, "-c", "pass"], environment)
+        told("suture --help", [*suture, "--help"], environment)
+        for size in SIZES:
+            check = [*suture, "check", *make(size, folder)]
+            told(f"suture check, {size.name}, nothing cached (once)", check, environment, rounds=1)
+            told(f"suture check, {size.name}, Arch cached", check, environment)
+            imported = subprocess.run(
+                [sys.executable, "-X", "importtime", *check[1:]],
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stderr
+            heavy = [name for name in ("torch", "transformers") if re.search(rf"\| +{name}$", imported, re.MULTILINE)]
+            print(f"{'':21}imports of torch and Transformers: {', '.join(heavy) or 'none'}")
 
 
 if __name__ == "__main__":

@@ -93,3 +93,15 @@ def smollm2(smollm2_bf16: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     AutoModelForCausalLM.from_pretrained(smollm2_bf16, dtype=torch.float32).save_pretrained(folder)
     AutoTokenizer.from_pretrained(smollm2_bf16).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory, quiet_torch: None) -> Path:
+    """The folder of a run of Transformers' Trainer with an adapter: three checkpoints, with ledgers."""
+    from run_cases import train
+    from tiny import make_base
+
+    import suture
+
+    root = tmp_path_factory.mktemp("trained")
+    return train(make_base(root / "base"), root / "run", suture.ProofCallback())

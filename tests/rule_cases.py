@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from suture import pipeline
+import suture
 from suture.values import Finding, Options
 
 HIDDEN, INTER, VOCAB, R = 16, 24, 32, 2
@@ -93,7 +93,7 @@ def tokenizer(folder: Path, vocabulary: Mapping[str, int]) -> Path:
 
 def findings(base: Path, tuned: Path, code: str, options: Options | None = None, **reading: Any) -> list[Finding]:
     """What one rule finds."""
-    found = pipeline.check(base, tuned, options=options, deep=True, **reading)
+    found = suture.check(base, tuned, options=options, deep=True, **reading)
     return [f for f in found if f.code == code]
 
 

@@ -47,12 +47,12 @@ def test_a_public_name_is_there_and_documented(name):
 def test_what_is_public():
     """What a star import brings is what `dir` shows; the verbs of the command line are the functions.
 
-    `audit` has no command: it looks at a model in memory.
+    `audit` has no command: it looks at a model in memory. `suture.rules` is the package with the rules themselves.
     """
     namespace: dict[str, object] = {}
     exec("from suture import *", namespace)
     assert namespace.keys() - {"__builtins__"} == set(suture.__all__) == set(dir(suture))
-    assert {name for name in PUBLIC if inspect.isfunction(getattr(suture, name))} == {*COMMANDS, "audit"}
+    assert {name for name in PUBLIC if inspect.isfunction(getattr(suture, name))} == {*COMMANDS, "audit"} - {"rules"}
 
 
 def test_no_public_name_is_hidden_by_a_module():
@@ -108,6 +108,13 @@ def test_python_in_the_readme_calls_what_exists():
     )
     assert called
     assert called <= set(suture.__all__)
+
+
+def test_the_generated_pages_are_those_of_the_source(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    make_pages = importlib.import_module("make_pages")
+    assert text("docs/rules.md") == make_pages.rules(), "run `make docs`"
+    assert text("docs/failure_modes.md") == make_pages.failure_modes(), "run `make docs`"
 
 
 def test_every_module_says_what_it_is():

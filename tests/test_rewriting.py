@@ -62,3 +62,33 @@ def test_the_simplest_rule_is_taken():
     found = rewriting.find(["base_model.model." + k for k in GOOD], lambda key: True)
     assert found is not None
     assert " and " not in found.words
+
+
+def test_a_stranger_among_many_is_not_looked_for_in_all_the_others_again_and_again():
+    keys = [f"base_model.model.model.layers.{n}.q_proj.lora_A.weight" for n in range(500)]
+    asked = []
+
+    def fits(key):
+        asked.append(key)
+        return key in keys
+
+    assert rewriting.find([*keys, "base_model.model.visual.x.lora_A.weight"], fits) is None
+    assert len(asked) < 20 * len(keys)
+
+
+def test_experts_are_called_as_mixtral_or_as_qwen_calls_them():
+    mixtral = "base_model.model.model.layers.0.block_sparse_moe.experts.3.{}.lora_A.weight"
+    qwen = "base_model.model.model.layers.0.mlp.experts.3.{}.lora_A.weight"
+    for old, new, pairs in (
+        (mixtral, qwen, {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}),
+        (qwen, mixtral, {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}),
+    ):
+        wanted = {new.format(name) for name in pairs.values()}
+        found = rewriting.find([old.format(name) for name in pairs], wanted.__contains__)
+        assert found.names == {old.format(a): new.format(b) for a, b in pairs.items()}
+
+
+def test_two_names_may_become_one_only_when_asked_for():
+    keys = ["base_model.model.q.lora_A.weight", "base_model.model.q.lora_A.default.weight"]
+    assert rewriting.find(keys, {keys[0]}.__contains__) is None
+    assert rewriting.find(keys, {keys[0]}.__contains__, may_meet=True).names == {keys[1]: keys[0]}

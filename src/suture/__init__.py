@@ -2,6 +2,9 @@
 
 suture.inspect(base, adapter)      what is in them, and how many values the adapter trains
 suture.check(base, adapter)        all that is wrong with merging them
+suture.check(folder)               … with a finished model, or a training run
+suture.check(model)                … with a PeftModel in memory
+suture.fix(base, adapter, out)     the adapter with its names and its config repaired
 suture.plan(base, adapter)         what a merge would do
 suture.merge(base, adapter, out)   the merge: streamed, verified, then visible
 suture.verify(base, adapter, out)  the proof, for merges of any tool
@@ -17,15 +20,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers; at run time __getattr__ imports a name when it is first used
+    from suture.checking import Selection as Selection
+    from suture.checking import check as check
     from suture.errors import SutureError as SutureError
     from suture.inspection import inspect as inspect
     from suture.pages import explain as explain
     from suture.pipeline import Reading as Reading
     from suture.pipeline import Running as Running
-    from suture.pipeline import check as check
     from suture.pipeline import merge as merge
     from suture.pipeline import plan as plan
     from suture.pipeline import verify as verify
+    from suture.repairing import Fixed as Fixed
+    from suture.repairing import fix as fix
     from suture.training.audit import audit as audit
     from suture.training.callback import ProofCallback as ProofCallback
     from suture.training.config import RunConfig as RunConfig
@@ -46,6 +52,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Audit": "values",
     "Finding": "values",
+    "Fixed": "repairing",
     "Ledger": "values",
     "LogitsSettings": "verification",
     "Options": "values",
@@ -56,11 +63,13 @@ _HOMES = {
     "Receipt": "values",
     "RunConfig": "training.config",
     "Running": "pipeline",
+    "Selection": "checking",
     "SutureError": "errors",
     "Verdict": "values",
     "audit": "training.audit",
-    "check": "pipeline",
+    "check": "checking",
     "explain": "pages",
+    "fix": "repairing",
     "inspect": "inspection",
     "merge": "pipeline",
     "plan": "pipeline",

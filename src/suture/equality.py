@@ -8,6 +8,7 @@ import numpy as np
 
 from suture.factors import FactorReader
 from suture.formats import TensorReader
+from suture.formats.dtypes import DTYPES
 from suture.values import Adapter, Checkpoint, TensorInfo, Term, Update
 
 BLOCK_BYTES = 1 << 20
@@ -48,6 +49,9 @@ class Equality:
     def _same_term(self, s: Term, t: Term) -> bool:
         if (s.method, s.scale, s.start, s.stop, s.rows_changed) != (t.method, t.scale, t.start, t.stop, t.rows_changed):
             return False
+        tensors = [self._adapter.tensors[view.tensor] for term in (s, t) for view in term.factors.values()]
+        if not all(DTYPES[tensor.dtype].computable for tensor in tensors):
+            return False  # another finding says so
         return s.factors.keys() == t.factors.keys() and all(
             np.array_equal(self._factors.matrix(s.factors[name], F64), self._factors.matrix(t.factors[name], F64))
             for name in s.factors

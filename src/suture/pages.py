@@ -5,13 +5,18 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import re
 from dataclasses import dataclass
 from typing import Literal
 
 from suture.errors import UsageError
 from suture.methods import METHODS
+from suture.modes import MODES
 from suture.rules import RULES
 from suture.rules.base import Rule
+from suture.values import Severity
+
+LOOKS_AT = ("pair", "model", "run", "live")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +26,89 @@ class Page:
     kind: Literal["rule", "method"]
     code: str
     title: str
+
+
+FAMILIES = {
+    "A": "the adapter's config",
+    "M": "names, shapes and config against the base",
+    "T": "ties and tokens",
+    "N": "numbers",
+    "X": "files beside",
+    "W": "finished models",
+    "R": "training runs",
+    "L": "models in memory",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RuleRow:
+    """One rule in a table."""
+
+    code: str
+    name: str
+    severity: Severity
+    family: str
+    looks_at: tuple[str, ...]
+    deep: bool  # needs values: --deep
+    fix: bool  # `suture fix` can repair it
+    modes: tuple[str, ...]
+    summary: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModeRow:
+    """One known way in which adapters go wrong, and what stands against it."""
+
+    code: str
+    title: str
+    rules: tuple[str, ...]
+    tests: tuple[str, ...]  # of the guarantees that make it impossible
+    reason: str  # why no rule finds it, or what is left
+
+
+def rules() -> tuple[RuleRow, ...]:
+    """All rules, family by family."""
+    found = sorted(RULES.values(), key=lambda rule: ([*FAMILIES].index(rule.code[0]), rule.code))
+    return tuple(
+        RuleRow(
+            code=rule.code,
+            name=rule.name,
+            severity=rule.severity,
+            family=FAMILIES[rule.code[0]],
+            looks_at=tuple(word for word in LOOKS_AT if getattr(rule, word) is not None),
+            deep=rule.deep,
+            fix=rule.fix is not None,
+            modes=rule.modes,
+            summary=summary(rule),
+        )
+        for rule in found
+    )
+
+
+def modes() -> tuple[ModeRow, ...]:
+    """The catalogue of failure modes, with the rules that find each."""
+    return tuple(
+        ModeRow(
+            code=mode.code,
+            title=mode.title,
+            rules=tuple(sorted(code for code, rule in RULES.items() if mode.code in rule.modes)),
+            tests=mode.tests,
+            reason=mode.reason,
+        )
+        for mode in MODES
+    )
+
+
+def summary(rule: Rule) -> str:
+    """The first sentence of what a rule finds, in one line."""
+    found = _docstring(module_of(rule)).partition("## What it finds\n")[2].partition("\n\n")[0]
+    text = " ".join(found.split())
+    return re.split(r"(?<=[.:]) (?=[A-Z`])", text)[0].rstrip(":.") + "."
+
+
+def why(rule: Rule) -> str:
+    """The first paragraph of why it matters, in one line."""
+    return " ".join(_docstring(module_of(rule)).partition("## Why it matters\n")[2].partition("\n\n")[0].split())
 
 
 def index() -> tuple[Page, ...]:

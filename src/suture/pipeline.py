@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from suture.arch import describe
+from suture.beside import look_beside
 from suture.equality import Equality
 from suture.errors import Findings, SutureError
 from suture.formats import file_sha256, fingerprint, read_adapter, read_checkpoint
+from suture.formats.ledger import read_ledger
+from suture.measures import measure
 from suture.planning import Identity, build_plan, draft_operations, settle
 from suture.resolve import resolve
 from suture.rules import diagnose, ignorable
@@ -21,7 +24,6 @@ from suture.values import (
     Adapter,
     Arch,
     Checkpoint,
-    Finding,
     Options,
     Plan,
     Receipt,
@@ -55,24 +57,40 @@ class Running:
     announce: Callable[[Plan], None] | None = None  # called with the plan before anything is written
 
 
-def load_case(base: str | Path, adapter: str | Path, options: Options, reading: Reading, *, deep: bool) -> Case:
-    """Read both sides and bind them. Reads headers only, unless `deep`."""
+def load_case(
+    base: str | Path,
+    adapter: str | Path,
+    options: Options,
+    reading: Reading,
+    *,
+    deep: bool,
+    measured: bool = False,
+) -> Case:
+    """Read both sides and bind them. Reads headers only, unless `deep`; with `measured` samples of the base too."""
     checkpoint = read_checkpoint(base, revision=reading.base_revision, allow_pickle=reading.allow_pickle)
     tuned = read_adapter(
         adapter, name=reading.adapter_name, revision=reading.adapter_revision, allow_pickle=reading.allow_pickle
     )
     arch = describe(checkpoint.config, checkpoint.tensors)
-    return make_case(checkpoint, tuned, arch, options, deep=deep)
+    return make_case(checkpoint, tuned, arch, options, deep=deep, measured=measured)
 
 
-def make_case(checkpoint: Checkpoint, adapter: Adapter, arch: Arch, options: Options, *, deep: bool) -> Case:
-    """Bind an adapter to a base and decide the ties."""
+def make_case(
+    checkpoint: Checkpoint, adapter: Adapter, arch: Arch, options: Options, *, deep: bool, measured: bool = False
+) -> Case:
+    """Bind an adapter to a base and decide the ties.
+
+    Args:
+        deep: read the adapter's values, and a fingerprint of the base.
+        measured: also measure the base's rows with their updates, which a merge does not need.
+    """
     resolved = resolve(checkpoint, adapter, arch)
     with Equality(checkpoint, adapter) as equality:
         settled = settle(checkpoint, arch, resolved, options.tied, equality.same_update, equality.same_stored)
         uneven = tuple(a for a, b in resolved.copies.items() if not equality.same_tensor(a, b)) if deep else ()
     draft = draft_operations(checkpoint, arch, settled, options)
     sides = choose_side_files(checkpoint, adapter, options)
+    measures = measure(checkpoint, adapter, arch, resolved, draft.operations, sides.n_tokens) if measured else None
     return Case(
         checkpoint,
         adapter,
@@ -84,24 +102,13 @@ def make_case(checkpoint: Checkpoint, adapter: Adapter, arch: Arch, options: Opt
         stats=adapter_stats(adapter) if deep else None,
         frozen=frozen_copies(checkpoint, adapter, _frozen_pairs(resolved, arch)) if deep else None,
         uneven=uneven,
+        ledger=read_ledger(adapter.folder),
         sides=sides,
+        beside=look_beside(checkpoint, adapter),
+        base_fingerprint=fingerprint(checkpoint) if deep and checkpoint.tensors else None,
+        adapter_sha256=file_sha256(adapter.folder / adapter.file) if deep and adapter.tensors else None,
+        measures=measures,
     )
-
-
-def check(
-    base: str | Path,
-    adapter: str | Path,
-    *,
-    options: Options | None = None,
-    reading: Reading | None = None,
-    deep: bool = False,
-) -> tuple[Finding, ...]:
-    """All that is wrong with merging this adapter onto this base, most severe first. Changes nothing.
-
-    Args:
-        deep: read the adapter's values too (NaN, untrained factors, copies of another base).
-    """
-    return diagnose(load_case(base, adapter, options or Options(), reading or Reading(), deep=deep))
 
 
 def plan(
@@ -133,7 +140,9 @@ def plan_of(case: Case) -> Plan:
             expected="every tensor used exactly once",
             do="Nothing was written. Please report this as a bug.",
         )
-    identity = Identity(fingerprint(case.checkpoint), file_sha256(case.adapter.folder / case.adapter.file))
+    of_base = case.base_fingerprint or fingerprint(case.checkpoint)
+    of_adapter = case.adapter_sha256 or file_sha256(case.adapter.folder / case.adapter.file)
+    identity = Identity(of_base, of_adapter)
     return build_plan(
         case.checkpoint,
         case.draft,

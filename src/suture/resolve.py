@@ -13,6 +13,7 @@ from typing import Literal
 from suture import rewriting, targets
 from suture.methods import METHODS
 from suture.methods.base import BindError, Method, Target
+from suture.rewriting import Rewriting
 from suture.values import Adapter, Arch, Checkpoint, Json, Param, Problem, Resolved, TensorInfo, Update
 
 PREFIX = rewriting.PREFIX
@@ -45,6 +46,7 @@ class _Scene:
     arch: Arch
     params: Mapping[str, Param]  # by module-space name, and by checkpoint name where that differs
     experts: Mapping[str, tuple[Param, ...]]  # target_parameters, inner first
+    ends: frozenset[str]  # modules with a row for each token of the vocabulary
 
 
 @dataclass(slots=True)
@@ -92,13 +94,26 @@ def resolve(checkpoint: Checkpoint, adapter: Adapter, arch: Arch) -> Resolved:
     return Resolved(updates, bound.used, frozen, copies, leftover, tuple(bound.problems))
 
 
+def remedy(checkpoint: Checkpoint, adapter: Adapter, arch: Arch, *, may_meet: bool = False) -> Rewriting | None:
+    """The rewriting that makes all keys of an adapter fit; see `rewriting.find`."""
+    scene = _scene(checkpoint, adapter, arch)
+    return rewriting.find(adapter.tensors, lambda key: locate(key, scene) is not None, may_meet=may_meet)
+
+
 def _scene(checkpoint: Checkpoint, adapter: Adapter, arch: Arch) -> _Scene:
     params = dict(arch.params)
     for name, tensor in checkpoint.tensors.items():
         # Adapters of an older name generation, and those of single experts, use the names on disk.
         if name not in params:
             params[name] = Param(name, tensor.shape, "Linear" if len(tensor.shape) == 2 else "Other")
-    return _Scene(adapter.config, arch, params, targets.target_parameters(adapter.config, arch))
+    return _Scene(adapter.config, arch, params, targets.target_parameters(adapter.config, arch), _ends(arch))
+
+
+def _ends(arch: Arch) -> frozenset[str]:
+    """The embedding, the head, and what is tied to either."""
+    ends = {module for module in (arch.input_embedding, arch.output_embedding) if module is not None}
+    tied = [{member.rpartition(".")[0] for member in tie.members} for tie in arch.ties]
+    return frozenset(ends.union(*(modules for modules in tied if modules & ends)))
 
 
 def locate(key: str, scene: _Scene) -> Place | None:
@@ -152,6 +167,7 @@ def _target(scene: _Scene, weight: Param | None, module: str = "") -> Target:
         fan_in_fan_out=bool(scene.config.get("fan_in_fan_out")),
         peft_version=_version(scene.config.get("peft_version")),
         expert_major=scene.config.get("lora_B_layout") == "expert_major",
+        is_end=module in scene.ends,
     )
 
 
@@ -223,7 +239,7 @@ def _strangers_problem(strangers: set[str], adapter: Adapter, scene: _Scene) -> 
     """One problem for all keys that name nothing in the base, with the rewriting that would make all keys fit."""
     if not strangers:
         return []
-    remedy = rewriting.find(adapter.tensors, lambda key: locate(key, scene) is not None)
+    remedy = rewriting.find(adapter.tensors, lambda key: locate(key, scene) is not None)  # the whole file or nothing
     names = sorted(strangers)
     shown = "\n    ".join(names[:4] + ([f"… and {len(names) - 4} more"] if len(names) > 4 else []))
     do = "Check that this is the base model the adapter was trained on."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 PREFIX = "base_model.model."
@@ -15,11 +15,12 @@ GENERATIONS = ("", "model.", "transformer.", "model.language_model.", "language_
 
 @dataclass(frozen=True, slots=True)
 class Rewriting:
-    """What to do to every key, in words, and one key before and after."""
+    """What to do to every key: in words, for one key before and after, and as new names for all that change."""
 
     words: str
     before: str
     after: str
+    names: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,22 +29,27 @@ class _Step:
     apply: Callable[[str], str]
 
 
-def find(keys: Iterable[str], fits: Callable[[str], bool]) -> Rewriting | None:
-    """The simplest rewriting after which every key fits and no two are equal; None if there is none."""
-    keys = sorted(keys)
+def find(keys: Iterable[str], fits: Callable[[str], bool], *, may_meet: bool = False) -> Rewriting | None:
+    """The simplest rewriting after which every key fits and no two are equal; None if there is none.
+
+    Args:
+        may_meet: allow that two keys become equal, for files that hold tensors twice.
+    """
+    keys = sorted(keys, key=lambda key: (fits(key), key))  # what does not fit yet decides, and is few tries
     for steps in _candidates():
         if not all(fits(_rewrite(key, steps)) for key in keys):
             continue
         new = {key: _rewrite(key, steps) for key in keys}
-        changed = next((key for key in keys if new[key] != key), None)
-        if changed is not None and len(set(new.values())) == len(new):
-            return Rewriting(" and ".join(s.words for s in steps), changed, new[changed])
+        changed = next((key for key in sorted(keys) if new[key] != key), None)
+        if changed is not None and (may_meet or len(set(new.values())) == len(new)):
+            names = {key: name for key, name in new.items() if name != key}
+            return Rewriting(" and ".join(s.words for s in steps), changed, new[changed], names)
     return None
 
 
 def _candidates() -> Iterable[tuple[_Step, ...]]:
     """Cleanings alone first, then with one exchange of the leading path; fewest steps first."""
-    cleanings = (_names(), _wrappers(), _doubled(), _bare())
+    cleanings = (_names(), _wrappers(), _doubled(), _bare(), *_experts())
     for n in range(1, len(cleanings) + 1):
         yield from itertools.combinations(cleanings, n)
     for n in range(len(cleanings) + 1):
@@ -73,6 +79,19 @@ def _doubled() -> _Step:
 
 def _bare() -> _Step:
     return _Step("put base_model.model. before every key", lambda key: key if key.startswith(PREFIX) else PREFIX + key)
+
+
+def _experts() -> Iterable[_Step]:
+    """Mixtral's names of experts, which other tools and versions write as Qwen's, and the other way round."""
+    parts = (("w1", "gate_proj"), ("w3", "up_proj"), ("w2", "down_proj"))
+    block = r"\.(?:block_sparse_moe|mlp)\.(?=(?:experts\.\d|gate\.))"
+    for path, names in (("mlp", dict(parts)), ("block_sparse_moe", {new: old for old, new in parts})):
+        number = re.compile(rf"(\.experts\.\d+)\.({'|'.join(names)})(?=\.)")
+
+        def renamed(key: str, path: str = path, names: dict[str, str] = names, number: re.Pattern[str] = number) -> str:
+            return number.sub(lambda m: f"{m[1]}.{names[m[2]]}", re.sub(block, f".{path}.", key))
+
+        yield _Step(f"name the experts {path}.experts.N.{next(iter(names.values()))}", renamed)
 
 
 def _exchanges() -> Iterable[_Step]:

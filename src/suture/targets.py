@@ -14,6 +14,14 @@ from typing import Any
 from suture.errors import FormatError
 from suture.values import Arch, Json, Param
 
+# The fields of a config that decide what the adapter computes.
+MEANING = (
+    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias", "bias"),
+    *("target_modules", "exclude_modules", "target_parameters", "layers_to_transform", "layers_pattern"),
+    *("modules_to_save", "trainable_token_indices", "ensure_weight_tying", "peft_type"),
+    *("layer_replication", "use_qalora", "alora_invocation_tokens", "init_lora_weights"),
+)
+MOVES_BASE = ("pissa", "olora", "corda", "loftq")  # initialisations that change the base's weights
 LAYER_KINDS = frozenset({"Linear", "Conv1D", "Embedding", "Conv1d", "Conv2d", "Conv3d", "Unknown"})
 
 
@@ -58,6 +66,19 @@ def scale(config: Json, name: str) -> float:
             do="Use the config that was saved with the adapter.",
         )
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def meaning(config: Json) -> dict[str, Any]:
+    """The fields of an adapter's config that decide what it computes, in one spelling."""
+    found = {}
+    for name in MEANING:
+        value = config.get(name)
+        if isinstance(value, (list, tuple, set, frozenset)):
+            value = sorted(value, key=str)
+        if name == "init_lora_weights" and not str(value).lower().startswith(MOVES_BASE):
+            value = None
+        found[name] = value or None
+    return found
 
 
 def number(config: Json, key: str, default: float) -> float:
@@ -216,6 +237,8 @@ def _lora_tensors(config: Json, param: Param) -> dict[str, tuple[int, ...]]:
 
 
 def _expert_tensors(config: Json, param: Param, prefix: str) -> dict[str, tuple[int, ...]]:
+    if len(param.shape) not in (2, 3):
+        return {}  # PEFT refuses it: only matrices and stacks of matrices have factors
     rank, _ = rank_and_alpha(config, param.name)
     n_experts, n_rows, n_cols = param.shape if len(param.shape) == 3 else (1, *param.shape)
     n_out, n_in = (n_cols, n_rows) if param.transposed else (n_rows, n_cols)

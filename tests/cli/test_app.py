@@ -56,12 +56,12 @@ def test_wrong_calls(run, call):
 
 HANGING = """
 import time
-from suture import pipeline
+from suture import checking
 from suture.cli import app
 def hang(*_, **__):
     print("ready", flush=True)
     time.sleep(60)
-pipeline.check = hang
+checking.check_files = hang
 import sys; sys.argv = ["suture", "check", "a", "b"]
 app.main()
 """

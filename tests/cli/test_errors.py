@@ -51,6 +51,7 @@ def test_differences_are_told_in_words_and_as_data(capsys):
                 "do": FROZEN.do,
                 "names": ["lm_head.weight"],
                 "n_params": 7,
+                "code": "",
             }
         ]
 

@@ -34,3 +34,15 @@ def test_bars_on_a_terminal(monkeypatch, capsys):
     assert "verify" in drawn
     assert "1.0/1.0 KiB" in drawn.replace("\x1b[32m", "").replace("\x1b[0m", "")
     assert capsys.readouterr().out == ""
+
+
+def test_a_sign_while_values_are_read(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    with _progress.busy("reading values"):
+        pass
+    assert "reading values" in terminal.getvalue()
+    monkeypatch.setattr(sys, "stderr", quiet := io.StringIO())
+    with _progress.busy("reading values"):
+        pass
+    assert quiet.getvalue() == ""

@@ -4,7 +4,7 @@ import pytest
 from corpus.folders import write_text
 
 from suture.errors import FormatError, InputError
-from suture.formats.listing import other_weights, side_files
+from suture.formats.listing import file_sizes, other_weights, side_files
 
 TRAVELS = [
     ".gitattributes", "LICENSE", "README.md", "chat_template.jinja", "code/modeling.py", "config.json",
@@ -78,3 +78,11 @@ def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", fail)
     with pytest.raises(InputError, match="cannot be listed: Permission denied"):
         side_files(tmp_path)
+
+
+def test_sizes_of_all_files(tmp_path):
+    for name in ("a.json", "inner/b.bin", ".hidden/c", "checkpoint-3/d"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("12345")
+    (tmp_path / "gone").symlink_to(tmp_path / "nothing")
+    assert file_sizes(tmp_path) == {"a.json": 5, "gone": None, "inner/b.bin": 5}

@@ -23,5 +23,12 @@ def test_rows_are_tokens():
 
 def test_more_rows_than_the_base_are_refused():
     with pytest.raises(BindError) as error:
-        embedding_lora.bind(target(linear(8, 4, kind="Embedding")), NAMES)
+        embedding_lora.bind(target(linear(8, 4, kind="Embedding"), is_end=True), NAMES)
+    assert error.value.code == "T403"
+
+
+@pytest.mark.parametrize("rows", [8, 10])
+def test_a_table_of_positions_has_the_rows_of_the_base(rows):
+    with pytest.raises(BindError) as error:
+        embedding_lora.bind(target(linear(rows, 4, kind="Embedding", name="transformer.wpe.weight")), NAMES)
     assert error.value.code == "M303"

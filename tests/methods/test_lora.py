@@ -60,5 +60,11 @@ def test_unknown_class_that_only_fits_transposed_is_taken_transposed():
 
 def test_padding_rows_of_a_head_stay_as_they_are():
     head = linear(8, 5, name="lm_head.weight")
-    update = lora.bind(target(head), {"A": tensor("A", 2, 5), "B": tensor("B", 6, 2)})
+    update = lora.bind(target(head, is_end=True), {"A": tensor("A", 2, 5), "B": tensor("B", 6, 2)})
     assert (update.terms[0].start, update.terms[0].stop, update.shape) == (0, 6, (8, 5))
+
+
+def test_fewer_rows_than_any_other_layer_are_refused():
+    with pytest.raises(BindError) as error:
+        lora.bind(target(linear(8, 5, name="output.weight")), {"A": tensor("A", 2, 5), "B": tensor("B", 6, 2)})
+    assert error.value.code == "M303"

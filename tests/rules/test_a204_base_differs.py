@@ -21,8 +21,8 @@ def test_the_same_name(base, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["unsloth/tiny-llama-bnb-4bit", "unsloth/tiny-llama-unsloth-bnb-4bit"])
-def test_a_quantised_copy_is_a_hint(base, tmp_path, name):
-    assert only(base, adapter(tmp_path, BOTH, base_model_name_or_path=name), "A204").severity == "info"
+def test_a_quantised_copy_is_no_other_model(base, tmp_path, name):
+    assert not findings(base, adapter(tmp_path, BOTH, base_model_name_or_path=name), "A204")
 
 
 def test_a_snapshot_in_the_hubs_cache(base, tmp_path):

@@ -143,3 +143,31 @@ def test_all_linear_layers_of_other_families(base_of, tmp_path, name, bias):
     config = LoraConfig(r=2, target_modules=layers, target_parameters=experts, bias=bias)
     get_peft_model(model, config).save_pretrained(tmp_path)
     assert not findings(base_of(name), tmp_path, "M305")
+
+
+def test_a_name_that_the_base_does_not_have(base, tmp_path):
+    finding = only(base, adapter(tmp_path, BOTH, modules_to_save=["value_head"]), "M305")
+    assert "value_head" in finding.found
+    assert "matrix" in only(base, adapter(tmp_path, BOTH, target_parameters=["norm.weight"]), "M305").found
+
+
+def test_heads_that_peft_names_for_every_classifier(base_of, tmp_path):
+    family = FAMILIES["vit"]
+    config = LoraConfig(r=2, target_modules=r".*\.(query|q_proj)", modules_to_save=["classifier", "score"])
+    get_peft_model(load(family, base_of(family.name)), config).save_pretrained(tmp_path)
+    assert not findings(base_of(family.name), tmp_path, "M305")
+
+
+def test_tying_does_not_let_other_matrices_in(tied_base, tmp_path):
+    tied = {**BOTH, **pair(HEAD, HIDDEN, VOCAB), f"{Q0}.base_layer.weight": random(HIDDEN, HIDDEN)}
+    tuned = adapter(tmp_path, tied, target_modules=["q_proj", "lm_head"], ensure_weight_tying=True)
+    assert f"{Q0}.base_layer.weight" in only(tied_base, tuned, "M305").found
+
+
+def test_tokens_of_one_end_that_are_other_tokens_than_those_of_the_other(tied_base, tmp_path):
+    tensors = {**BOTH, f"{EMBED}.token_adapter.trainable_tokens_delta": random(2, HIDDEN)}
+    indices = {"embed_tokens": [1, 2], "lm_head": [3, 4, 5]}
+    finding = only(tied_base, adapter(tmp_path / "apart", tensors, trainable_token_indices=indices), "M305")
+    assert f"{HEAD}.token_adapter" in finding.found
+    same = {"embed_tokens": [1, 2], "lm_head": [1, 2]}
+    assert not findings(tied_base, adapter(tmp_path / "same", tensors, trainable_token_indices=same), "M305")

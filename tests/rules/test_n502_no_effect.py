@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from rule_cases import BOTH, EMBED, HIDDEN, Q0, Q1, VOCAB, adapter, findings, only, random
 from zoo import FAMILIES, load
 
-from suture import pipeline
+import suture
 
 TOKENS = f"{EMBED}.token_adapter.trainable_tokens_delta"
 UNTRAINED = {name: array * ("lora_A" in name) for name, array in BOTH.items()}
@@ -63,4 +63,8 @@ def test_a_magnitude_of_zero_is_an_effect(base, tmp_path):
 
 
 def test_headers_alone_do_not_tell(base, tmp_path):
-    assert "N502" not in {f.code for f in pipeline.check(base, adapter(tmp_path, UNTRAINED), deep=False)}
+    assert "N502" not in {f.code for f in suture.check(base, adapter(tmp_path, UNTRAINED), deep=False)}
+
+
+def test_a_scale_of_zero(base, tmp_path):
+    assert "all of its 2 updates" in only(base, adapter(tmp_path, BOTH, lora_alpha=0), "N502").found

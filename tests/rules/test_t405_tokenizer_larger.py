@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import model_cases as models
 import pytest
 from rule_cases import BOTH, EMBED, HEAD, HIDDEN, VOCAB, adapter, findings, llama, only, random, tokenizer
 
@@ -34,3 +35,11 @@ def test_a_row_for_every_token(talking_base, tmp_path):
 def test_the_bases_own_tokens(talking_base, tmp_path):
     tuned = tokenizer(adapter(tmp_path / "adapter", BOTH), words(VOCAB))
     assert not findings(talking_base, tuned, "T405")
+
+
+def test_a_finished_model(tmp_path):
+    folder = tokenizer(llama(tmp_path / "model"), words(VOCAB + 2))
+    finding = models.only(folder, "T405")
+    assert finding.severity == "warning"
+    assert "2 tokens" in finding.found
+    assert not models.found(tokenizer(folder, words(VOCAB)), "T405")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import model_cases as models
 import pytest
 from rule_cases import BOTH, adapter, findings, llama, only
 
@@ -19,3 +20,13 @@ def test_other_files(tmp_path):
     base = llama(tmp_path / "base")
     (base / "adapter_notes.md").write_text("")
     assert not findings(base, adapter(tmp_path / "adapter", BOTH), "X601")
+
+
+def test_beside_a_finished_model(tmp_path):
+    adapter(llama(tmp_path / "model"), BOTH)
+    finding = models.only(tmp_path / "model", "X601")
+    assert (finding.severity, finding.where) == ("error", "adapter_config.json")
+    (tmp_path / "model" / "adapter_config.json").unlink()
+    assert models.only(tmp_path / "model", "X601").severity == "warning"
+    (tmp_path / "model" / "adapter_model.safetensors").unlink()
+    assert not models.found(tmp_path / "model", "X601")

@@ -197,7 +197,7 @@ def test_tied_factors_share_memory_in_float32_and_are_apart_in_bf16(dtype):
     one, other = (next(p for name, p in held.items() if kind in name) for kind in ("embedding_A", "lm_head.lora_B"))
     assert torch.equal(one, other.T) == found.ok == (dtype == torch.float32)
     if dtype == torch.float32:
-        assert ["views of one memory" in note for note in found.notes] == [True]
+        assert ["views of one memory" in note for note in found.ties] == [True]
     else:
         assert [d.group for d in found.differences] == ["embeddings"]
         assert "meant to train as one tensor (ensure_weight_tying), but are apart" in found.differences[0].found
@@ -261,7 +261,7 @@ def test_ends_that_train_apart_are_told_but_are_no_difference():
     ):
         found = suture.audit(wrapped(**of_lora))
         assert found.ok
-        (note,) = found.notes
+        (note,) = found.ties
         assert note.startswith("model.embed_tokens and lm_head are one tensor in the base; ")
         assert "will train apart" in note
     for of_lora in (

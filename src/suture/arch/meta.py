@@ -110,7 +110,6 @@ def build(model_class: Any, config: Json) -> Built:
         MissingExtra: the class needs a package that is not installed.
     """
     import torch
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING, initialization
 
     _refuse_absurd(config)
@@ -118,15 +117,34 @@ def build(model_class: Any, config: Json) -> Built:
     model_type = plain.get("model_type")
     known = isinstance(model_type, str) and model_type in CONFIG_MAPPING
     config_class = CONFIG_MAPPING[model_type] if known else model_class.config_class
+    with (
+        accepted(model_class.__name__),
+        quiet(),
+        _limited(),
+        torch.device("meta"),
+        initialization.meta_device_safe_creation_ops(),
+    ):
+        whole = config_class.from_dict(plain)
+        is_text = whole.sub_configs.get("text_config") == model_class.config_class
+        used = whole.get_text_config() if is_text else whole
+        return Built(model_class._from_config(used, dtype=torch.float32), whole)
+
+
+@contextlib.contextmanager
+def accepted(name: str) -> Iterator[None]:
+    """Whatever Transformers raises over a config, as an error that says so.
+
+    Raises:
+        FormatError: Transformers rejects the config.
+        MissingExtra: the class needs a package that is not installed.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
     try:
-        with quiet(), _limited(), torch.device("meta"), initialization.meta_device_safe_creation_ops():
-            whole = config_class.from_dict(plain)
-            is_text = whole.sub_configs.get("text_config") == model_class.config_class
-            used = whole.get_text_config() if is_text else whole
-            return Built(model_class._from_config(used, dtype=torch.float32), whole)
+        yield
     except ImportError as error:
         raise MissingExtra(
-            f"{model_class.__name__} cannot be built: {_line(error)}",
+            f"{name} cannot be built: {_line(error)}",
             where="config.json",
             do="Install the package that is named; no weight is read without knowing the model.",
         ) from error
@@ -142,9 +160,9 @@ def build(model_class: Any, config: Json) -> Built:
         ValueError,
     ) as error:
         raise FormatError(
-            f"Transformers does not accept this config for {model_class.__name__}: {_line(error)}",
+            f"Transformers does not accept this config for {name}: {_line(error)}",
             where="config.json",
-            expected=f"a config that {model_class.__name__} can be built from",
+            expected=f"a config that {name} can be built from",
             do="Fix the config, or install the version of Transformers that the model was saved with.",
         ) from error
 
@@ -317,7 +335,7 @@ def routes(model: Any, tensors: Sequence[str]) -> tuple[tuple[Route, ...], dict[
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
-    with quiet():
+    with accepted(type(model).__name__), quiet():
         transforms = get_model_conversion_mapping(model)
     renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
     converters = [t for t in transforms if isinstance(t, WeightConverter)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from enum import StrEnum
@@ -67,6 +68,19 @@ OutOption = Annotated[
 MergedArgument = Annotated[Path, typer.Argument(metavar="MERGED", help="Folder of the merged model, of any tool.")]
 
 
+SubjectArgument = Annotated[
+    str, typer.Argument(metavar="BASE", help="Base model (folder or Hub id); or, alone, a finished model or a run.")
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Forms:
+    """In which form a command tells findings, beside text and --json."""
+
+    sarif: Annotated[bool, typer.Option("--sarif", help="Print SARIF 2.1.0, which code hosts read.")] = False
+    github: Annotated[bool, typer.Option("--github", help="Print annotations for a GitHub workflow.")] = False
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
     """The two sides."""
@@ -117,6 +131,13 @@ class Choices:
         list[str] | None, typer.Option(metavar="CODE", help="Go on in spite of this rule. May be repeated.")
     ] = None
 
+    def of_bytes(self) -> Options:
+        """The library's value, without `ignore`."""
+        from suture.values import Options
+
+        dtype = self.dtype.value.upper() if self.dtype else None
+        return Options(tied=self.tied.value, dtype=dtype, tokenizer=self.tokenizer.value)
+
     def options(self) -> Options:
         """The library's value.
 
@@ -126,10 +147,7 @@ class Choices:
         codes = tuple(sorted({code.upper() for code in self.ignore or ()}))
         if codes:
             _check_codes(codes)
-        from suture.values import Options
-
-        dtype = self.dtype.value.upper() if self.dtype else None
-        return Options(tied=self.tied.value, dtype=dtype, tokenizer=self.tokenizer.value, ignore=codes)
+        return dataclasses.replace(self.of_bytes(), ignore=codes)
 
 
 def _check_codes(codes: tuple[str, ...]) -> None:

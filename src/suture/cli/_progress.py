@@ -14,6 +14,16 @@ if TYPE_CHECKING:
 
 
 @contextmanager
+def busy(doing: str) -> Iterator[None]:
+    """A moving sign with a word on what is being done, for work whose length is not known."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    with _output.console(stderr=True).status(doing):
+        yield
+
+
+@contextmanager
 def shown() -> Iterator[Progress | None]:
     """A function that takes (stage, bytes since the last call, bytes in all) and draws a bar for each stage."""
     if not sys.stderr.isatty():

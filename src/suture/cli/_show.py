@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+import textwrap
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -11,18 +14,80 @@ from suture.cli._output import counted, line, size, styled
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from suture.checking import Checked
     from suture.cli.merge import Merged
     from suture.inspection import AdapterFacts, BaseFacts, Inspection, Trainable
-    from suture.pages import Page
-    from suture.values import Finding, LogitsReport, Plan, TensorVerdict, Verdict
+    from suture.pages import ModeRow, Page, RuleRow
+    from suture.repairing import Fixed
+    from suture.values import Finding, LogitsReport, Plan, Repair, TensorVerdict, Verdict
 
 COLOURS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
+WIDTH = 100  # of running text
 SHOWN = 5  # findings of one rule, or wrong tensors, before the rest is only counted
 MEMORY = "60 to 100 MiB, whatever the size of the model"
 
 
+def checked(out: Console, found: Checked, base: str, adapter: str | None) -> None:
+    """What was looked at, the findings, and what to do next."""
+    line(out, styled("checked ", "bold"), found.subject)
+    line(out)
+    findings(out, found.findings)
+    if adapter is None:
+        return
+    from suture.rules import RULES
+
+    pair = f"{shlex.quote(base)} {shlex.quote(adapter)}"
+    errors = [f for f in found.findings if f.severity == "error"]
+    if any(RULES[f.code].fix for f in errors):
+        line(out, styled("next: ", "dim"), f"suture fix {pair} -o {shlex.quote(adapter.rstrip('/'))}-fixed")
+    elif not errors:
+        line(out, styled("next: ", "dim"), f"suture merge {pair} -o OUT")
+
+
+def document(out: Console, data: object) -> None:
+    """One JSON document, in a form that is not ours."""
+    line(out, styled(json.dumps(data, indent=2)))
+
+
+def lines(out: Console, texts: Iterable[str]) -> None:
+    """Texts as they are, a line each."""
+    for text in texts:
+        line(out, text)
+
+
+def rules(out: Console, table: Sequence[RuleRow]) -> None:
+    """All rules, a line each, by family."""
+    family = ""
+    for row in table:
+        if row.code[0] != family:
+            family = row.code[0]
+            line(out)
+            line(out, styled(row.family, "bold"))
+        marks = " ".join((*(() if not row.deep else ("deep",)), *(() if not row.fix else ("fix",))))
+        severity = styled(f"{row.severity:8}", COLOURS[row.severity])
+        line(out, f"  {row.code} ", severity, f"{row.name:28}", styled(f"{marks:9}", "dim"), _cut(row.summary))
+
+
+def _cut(text: str) -> str:
+    return textwrap.shorten(text, WIDTH, placeholder=" …")
+
+
+def modes(out: Console, ways: Sequence[ModeRow]) -> None:
+    """Every known way in which adapters go wrong, and what stands against it."""
+    for way in ways:
+        line(out, styled(f"{way.code} ", "bold"), way.title)
+        for label, texts in (("rules", way.rules), ("tests", way.tests)):
+            if texts:
+                line(out, styled(f"  {label:9}", "dim"), ", ".join(texts))
+        if way.reason:
+            line(out, styled(f"  {'':9}", "dim"), way.reason)
+
+
 def findings(out: Console, found: Sequence[Finding], *, ignored: Collection[str] = ()) -> None:
-    """Findings by rule, most severe first, and how many there are."""
+    """Findings by rule, most severe first, each with the reason why it matters, and how many there are."""
+    from suture import pages
+    from suture.rules import RULES
+
     groups: dict[tuple[str, str], list[Finding]] = {}
     for finding in found:
         groups.setdefault((finding.severity, finding.code), []).append(finding)
@@ -30,6 +95,8 @@ def findings(out: Console, found: Sequence[Finding], *, ignored: Collection[str]
         note = "  (ignored)" if code in ignored and severity == "error" else ""
         number = f"  ({len(members)})" if len(members) > 1 else ""
         line(out, styled(severity, COLOURS[severity]), " ", styled(code, "bold"), f" {members[0].name}{number}{note}")
+        for row, text in enumerate(_filled(pages.why(RULES[code]))):
+            line(out, styled(f"  {'' if row else 'why':9}", "dim"), text)
         for finding in members[:SHOWN]:
             _finding(out, finding)
         if len(members) > SHOWN:
@@ -43,14 +110,62 @@ def findings(out: Console, found: Sequence[Finding], *, ignored: Collection[str]
     line(out, styled(summary, "bold red" if errors else "bold green"))
 
 
+def _filled(text: str) -> list[str]:
+    """Running text in lines that can be read; names are never broken, so that they can be searched for and copied."""
+    return textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
 def _finding(out: Console, finding: Finding) -> None:
-    rows = (("at", finding.where), ("found", finding.found), ("expected", finding.expected), ("do", finding.do))
-    for label, text in rows:
-        if text:
-            first, *rest = text.split("\n")
-            line(out, styled(f"  {label:9}", "dim"), first)
-            for more in rest:
-                line(out, f"  {'':9}  {more.strip()}")
+    line(out, styled(f"  {'at':9}", "dim"), finding.where)
+    for label, text in (("found", finding.found), ("expected", finding.expected), ("do", finding.do)):
+        first, *rest = text.split("\n")
+        for number, part in enumerate(_filled(first)):
+            line(out, styled(f"  {'' if number else label:9}", "dim"), part)
+        for more in rest:  # names, one a line
+            line(out, f"  {'':9}  {more.strip()}")
+
+
+def fixed(out: Console, found: Fixed, base: str) -> None:
+    """What was repaired, what could be, and what is left."""
+    verb = "repaired" if found.out is not None else "would repair"
+    for repair in found.repairs:
+        line(out, styled(f"{verb} ", "bold green"), styled(repair.code, "bold"))
+        _repair(out, repair)
+    for repair in found.possible:
+        line(out, styled("not repaired ", "yellow"), styled(repair.code, "bold"))
+        _repair(out, repair)
+    if not found.repairs and not found.possible:
+        line(out, "There is nothing that can be repaired." if found.before else "There is nothing to repair.")
+    line(out)
+    if found.left_behind:
+        line(out, styled("left behind: ", "yellow"), ", ".join(found.left_behind))
+    findings(out, found.after)
+    if found.logits is not None:
+        _logits(out, found.logits)
+    _after_fix(out, found, base)
+
+
+def _after_fix(out: Console, found: Fixed, base: str) -> None:
+    if found.out is not None:
+        line(out, styled("written to ", "bold"), str(found.out))
+        if found.ok:
+            line(out, styled("next: ", "dim"), f"suture merge {shlex.quote(base)} {shlex.quote(str(found.out))} -o OUT")
+    elif found.repairs:
+        line(out, styled("Nothing was written: name a folder with -o.", "dim"))
+
+
+def _repair(out: Console, repair: Repair) -> None:
+    for words in repair.words:
+        line(out, styled("  what     ", "dim"), words)
+    for old, new in sorted(repair.renamed.items())[:2]:
+        line(out, styled("           ", "dim"), old)
+        line(out, styled("         → ", "dim"), new)
+    if len(repair.renamed) > 2:
+        line(out, styled(f"           … and {len(repair.renamed) - 2:,} more names", "dim"))
+    if repair.dropped:
+        line(out, styled("  leaves   ", "dim"), ", ".join(repair.dropped[:3]), " …" if len(repair.dropped) > 3 else "")
+    if repair.assumes:
+        line(out, styled("  assumes  ", "yellow"), repair.assumes)
 
 
 def inspection(out: Console, found: Inspection) -> None:

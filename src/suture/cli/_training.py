@@ -40,7 +40,7 @@ def audit(out: Console, found: Audit) -> None:
         line(out, "low-rank modules: ", ", ".join(f"{name} ×{n}" for name, n in found.targets.items()))
     if found.probed and found.ok:
         line(out, styled("✓ ", "bold green"), "every tensor gets a gradient")
-    for note in found.notes:
+    for note in (*found.ties, *found.notes):
         line(out, "• ", note)
     for difference in found.differences:
         _difference(out, difference)

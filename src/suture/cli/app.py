@@ -12,10 +12,12 @@ import typer
 from suture.cli._command import command
 from suture.cli.check import check
 from suture.cli.explain import explain
+from suture.cli.fix import fix
 from suture.cli.inspect import inspect
 from suture.cli.merge import merge
 from suture.cli.plan import plan
 from suture.cli.resume import resume
+from suture.cli.rules import rules
 from suture.cli.train import train
 from suture.cli.verify import verify
 
@@ -23,8 +25,8 @@ HELP = "Merge LoRA adapters into their base model by streaming files, and prove 
 
 app = typer.Typer(help=HELP, no_args_is_help=True, pretty_exceptions_enable=False)
 
-for _function in (inspect, check, explain, plan, merge, verify, train, resume):
-    app.command(no_args_is_help=_function is not explain)(command(_function))
+for _function in (inspect, check, fix, rules, explain, plan, merge, verify, train, resume):
+    app.command(no_args_is_help=_function not in (explain, rules))(command(_function))
 
 
 def _version(value: bool) -> None:

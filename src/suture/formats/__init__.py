@@ -1,15 +1,18 @@
 """Bytes ↔ headers: the only readers of model files. Header stages import no torch and read no weight."""
 
 from suture.formats.adapters.peft import read_adapter
-from suture.formats.checkpoint import read_checkpoint
+from suture.formats.checkpoint import base_on_disk, read_checkpoint
 from suture.formats.fingerprint import file_sha256, fingerprint
+from suture.formats.kind import kind_of
 from suture.formats.listing import other_weights
 from suture.formats.reading import TensorReader
 
 __all__ = [
     "TensorReader",
+    "base_on_disk",
     "file_sha256",
     "fingerprint",
+    "kind_of",
     "other_weights",
     "read_adapter",
     "read_checkpoint",

@@ -9,7 +9,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-from suture.errors import FormatError, PickleRefused
+from suture.errors import FormatError, InputError, PickleRefused
 from suture.formats import hub, pickles
 from suture.formats.files import inside, quoted
 from suture.formats.jsonfile import read_json_object
@@ -76,6 +76,15 @@ def read_checkpoint(
         index_metadata=weights.metadata,
         side_files=side_files(folder),
     )
+
+
+def base_on_disk(name: str) -> Checkpoint | None:
+    """The model that a config names, if it lies on this disk: as a folder, or in the Hub's cache. Never downloads."""
+    folder = hub.on_disk(name) if name else None
+    try:
+        return read_checkpoint(folder) if folder is not None else None
+    except InputError:
+        return None
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

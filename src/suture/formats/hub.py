@@ -49,6 +49,21 @@ def locate(
     return _download(repo_id, revision, [*_SIDE_PATTERNS, *weights])
 
 
+def on_disk(source: str) -> Path | None:
+    """The folder that a name stands for: itself, or the newest in the Hub's cache. Never asks the Hub."""
+    try:
+        if Path(source).expanduser().is_dir():
+            return Path(source).expanduser()
+    except (OSError, RuntimeError, ValueError):
+        return None
+    if not _is_repo_id(source):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(source, "config.json")
+    return Path(config).parent if isinstance(config, str) else None
+
+
 def _is_repo_id(text: str) -> bool:
     return bool(_REPO_ID.fullmatch(text)) and not any(bad in text for bad in ("--", "..")) and not text.endswith(".git")
 

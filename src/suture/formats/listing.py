@@ -19,7 +19,7 @@ _WEIGHT_SUFFIXES = (
     ".pickle", ".ot", ".tflite",
 )  # fmt: skip
 _INDEX = re.compile(r"\.(safetensors|bin|h5|msgpack)\.index\.(\w+\.)?json$")
-_MERGE_RECORD = "suture_receipt.json"  # tells of the files beside it, and would be false of any copy
+MERGE_RECORD = "suture_receipt.json"  # tells of the files beside it, and would be false of any copy
 _TRAINER_STATE = re.compile(r"^(optimizer|rng_state|scheduler\.|scaler\.|training_args\.|trainer_state\.)")
 _TRAINER_FOLDER = re.compile(r"^(checkpoint-\d+|global_step\d+)$")
 _ADAPTER = re.compile(r"^adapter_(config\.json$|model)")
@@ -53,6 +53,22 @@ def file_names(folder: Path) -> list[str]:
         _refuse(error)
 
 
+def file_sizes(folder: Path) -> dict[str, int | None]:
+    """Every file below the folder with its size in bytes, sorted; None for a link to nothing, a pipe or a device.
+
+    Hidden folders and those of a trainer are left out.
+    """
+    sizes: dict[str, int | None] = {}
+    for name in _walk(folder):
+        try:
+            info = (folder / name).stat()
+        except OSError:
+            sizes[name] = None
+        else:
+            sizes[name] = info.st_size if stat.S_ISREG(info.st_mode) else None
+    return sizes
+
+
 def is_private(name: str) -> bool:
     """Whether a file is an adapter's or a trainer's, and of no use to another model."""
     base = name.rpartition("/")[2]
@@ -77,7 +93,7 @@ def _is_weight(name: str) -> bool:
 
 
 def _travels(name: str) -> bool:
-    return not (_is_weight(name) or is_private(name) or _INDEX.search(name) or name == _MERGE_RECORD)
+    return not (_is_weight(name) or is_private(name) or _INDEX.search(name) or name == MERGE_RECORD)
 
 
 def _is_regular(folder: Path, name: str) -> bool:

@@ -30,6 +30,7 @@ class Target:
     fan_in_fan_out: bool = False  # as configured; decides only where the module's class is unknown
     peft_version: tuple[int, ...] | None = None  # that wrote the file; decides the axes of square experts
     expert_major: bool = False  # experts: B is (out, experts, r) instead of PEFT's (out, r, experts)
+    is_end: bool = False  # of the vocabulary: only there the adapter and the base may differ in rows
 
 
 class BindError(Exception):
@@ -104,6 +105,18 @@ def misfit(target: Target, weight: Param, *tensors: TensorInfo) -> BindError:
         f"the factors do not fit: {found}",
         f"factors of {weight.name} {list(weight.shape)} ({weight.kind})",
         "Merge onto the base model that the adapter was trained on (size and revision).",
+    )
+
+
+def rows_lost(weight: Param, factor: TensorInfo, n_rows: int) -> BindError:
+    """The error for factors of a resized vocabulary whose matrix is not in the file."""
+    return BindError(
+        "T403",
+        f"{factor.name} was trained for {n_rows} tokens, {weight.name} has {weight.shape[0]}, and the file does not"
+        " hold the resized matrix",
+        f"a base with {n_rows} rows, or the matrix of {n_rows} rows in the adapter's file",
+        "Save the adapter again with save_embedding_layers=True; or merge onto the resized base that it was trained on."
+        " Resizing once more draws other rows.",
     )
 
 

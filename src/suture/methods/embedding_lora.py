@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from suture.methods.base import Method, Target, check_rank, misfit, weight_of
+from suture.methods.base import Method, Target, check_rank, misfit, rows_lost, weight_of
 from suture.values import Param, TensorInfo, Term, Update, View
 
 
@@ -29,13 +29,15 @@ def oriented(target: Target, weight: Param, a: TensorInfo, b: TensorInfo) -> dic
     """Aᵀ and Bᵀ under the names that LoRA's formula gives to the left and right factor.
 
     Raises:
-        BindError: shapes that do not fit, or a rank that is not the config's.
+        BindError: shapes that do not fit, a rank that is not the config's, or tokens that the base does not have.
     """
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
         raise misfit(target, weight, a, b)
     check_rank(target, a, a.shape[0])
-    if a.shape[1] > weight.shape[0] or b.shape[0] != weight.shape[1]:
+    if b.shape[0] != weight.shape[1] or (a.shape[1] != weight.shape[0] and not target.is_end):
         raise misfit(target, weight, a, b)
+    if a.shape[1] > weight.shape[0]:
+        raise rows_lost(weight, a, a.shape[1])
     return {"B": View.whole(a).T, "A": View.whole(b).T}
 
 

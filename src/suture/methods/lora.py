@@ -21,6 +21,7 @@ from suture.methods.base import (
     check_rank,
     matrix_cols,
     misfit,
+    rows_lost,
     weight_of,
 )
 from suture.values import Param, TensorInfo, Term, Update, View
@@ -61,7 +62,10 @@ def oriented(target: Target, weight: Param, a: TensorInfo, b: TensorInfo) -> dic
     if weight.kind == "Conv1D" or (weight.kind == "Unknown" and stored != (n_out, n_in)):
         fits, factors = stored == (n_in, n_out), swapped
     else:
-        fits, factors = (stored[0] >= n_out if _grows(weight) else stored[0] == n_out) and stored[1] == n_in, straight
+        # a padded vocabulary may have more rows than the adapter was trained on; the padding stays as it is
+        fits, factors = (stored[0] >= n_out if target.is_end else stored[0] == n_out) and stored[1] == n_in, straight
+    if not fits and target.is_end and stored[0] < n_out and stored[1] == n_in:
+        raise rows_lost(weight, b, n_out)
     if not fits:
         raise misfit(target, weight, a, b)
     if weight.kind == "Unknown" and n_in == n_out and target.fan_in_fan_out:
@@ -72,11 +76,6 @@ def oriented(target: Target, weight: Param, a: TensorInfo, b: TensorInfo) -> dic
             "Install a Transformers version that knows this architecture.",
         )
     return factors
-
-
-def _grows(weight: Param) -> bool:
-    """A padded vocabulary may have more rows than the adapter was trained on; the padding stays as it is."""
-    return weight.name.rpartition(".")[0].endswith(("lm_head", "embed_out", "output", "proj_out"))
 
 
 METHOD = Method(

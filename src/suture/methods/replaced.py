@@ -20,12 +20,10 @@ def bind(target: Target, tensors: Mapping[str, TensorInfo]) -> Update:
     """The replacement of one parameter. Only the rows of a vocabulary may grow."""
     weight, new = weight_of(target), tensors["W"]
     same = new.shape == weight.shape
-    is_table = weight.kind in ("Embedding", "Linear", "Unknown") or new.shape[1:] == ()
-    grown = bool(new.shape) and is_table and new.shape[1:] == weight.shape[1:] and new.shape[0] > weight.shape[0]
-    if not same and not grown:
-        fewer = len(new.shape) == len(weight.shape) and new.shape[1:] == weight.shape[1:]
+    other_rows = target.is_end and len(new.shape) == len(weight.shape) and new.shape[1:] == weight.shape[1:]
+    if not same and not (other_rows and new.shape[0] > weight.shape[0]):
         raise BindError(
-            "T403" if fewer else "M303",
+            "T403" if other_rows else "M303",
             f"{new.name} {list(new.shape)} would replace {weight.name} {list(weight.shape)}",
             "the same shape, or more rows of a vocabulary",
             "Merge onto the base model that the adapter was trained on (size and revision).",

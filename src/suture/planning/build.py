@@ -78,6 +78,9 @@ def draft_operations(checkpoint: Checkpoint, arch: Arch, settled: Settled, optio
     problems = [_unplaced(name) for name in _without_tensor(checkpoint, arch, settled)]
     for tensor in sorted(checkpoint.tensors.values(), key=lambda t: (t.file, t.begin)):
         here = parts.get(tensor.name, ())
+        if misfits := [p for part in here if part.param in settled.updates for p in _misfit(tensor, part, arch)]:
+            problems += misfits
+            continue
         try:
             operations.append(_operation(tensor, tensor.name, _changes(tensor, here, arch, settled.updates), options))
             for member in (m for part in here for m in added.get(part.param, ())):
@@ -86,6 +89,7 @@ def draft_operations(checkpoint: Checkpoint, arch: Arch, settled: Settled, optio
                 operations.append(replace(_operation(tensor, member, changes, options), why="untie"))
         except cut.NotExpressible as error:
             problems.append(_not_expressible(tensor.name, str(error)))
+    problems += _stays_small(operations, checkpoint)
     return Draft(tuple(operations), tuple(problems))
 
 
@@ -105,6 +109,42 @@ def _changes(
     if tensor.name in updates and tensor.name not in arch.params:
         reached.append((Part(tensor.name, tensor.name), Param(tensor.name, tensor.shape, "Linear")))
     return [(updates[part.param], cut.carry(updates[part.param], part, param)) for part, param in reached]
+
+
+def _stays_small(operations: Iterable[Operation], checkpoint: Checkpoint) -> Iterable[Problem]:
+    """Biases of BART's kind, a column for each token, that no adapter holds: with more tokens they would not load."""
+    operations = tuple(operations)
+    grown = {
+        checkpoint.tensors[op.tensor].shape[0]: op.shape[0]
+        for op in operations
+        if op.tensor in checkpoint.tensors
+        and len(op.shape) == 2
+        and op.shape[0] > checkpoint.tensors[op.tensor].shape[0]
+    }
+    for op in operations:
+        if op.tensor.endswith("final_logits_bias") and op.shape[-1] in grown:
+            yield Problem(
+                "T403",
+                f"{op.file}: {op.tensor}",
+                f"it has {op.shape[-1]} columns, the vocabulary grows to {grown[op.shape[-1]]}, PEFT saves none",
+                "a column for every token",
+                "Resize the base's vocabulary with Transformers, save it, and merge onto that.",
+            )
+
+
+def _misfit(tensor: TensorInfo, part: Part, arch: Arch) -> Iterable[Problem]:
+    """A tensor of another shape than the parameter that it is: the same values would be read as another matrix."""
+    shape = arch.params[part.param].shape
+    expected = (*shape[:-2], *shape[:-3:-1]) if part.transpose else shape
+    if part.index or part.rows is not None or tensor.shape == expected or not DTYPES[tensor.dtype].computable:
+        return
+    yield Problem(
+        "M303",
+        f"{tensor.file}: {tensor.name}",
+        f"the base's tensor has the shape {list(tensor.shape)}",
+        f"{list(expected)}, which follows from its config.json",
+        "The base's config is not the one of its weights, or its weights were written by another tool. Save it again.",
+    )
 
 
 def _operation(tensor: TensorInfo, name: str, changes: list[tuple[Update, cut.Carried]], options: Options) -> Operation:

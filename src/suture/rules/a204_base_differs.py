@@ -1,8 +1,8 @@
 """# A204 base-differs
 
 ## What it finds
-The adapter's config names another base model than the one that was given. When the names differ only in the ending of
-a 4-bit copy (`-bnb-4bit`), it is a hint and not a warning.
+The adapter's config names another base model than the one that was given. A name that differs only in the ending of a
+4-bit copy (`-bnb-4bit`) is not another model; A212 says what it means.
 
 ## Why it matters
 Two models can have the same shapes and different weights: the base and the instruct version, or two revisions. An
@@ -39,14 +39,9 @@ def check(case: Case) -> Iterable[Finding]:
     if not isinstance(named, str) or not named.strip():
         return
     names = {short_name(n) for n in _names(case.checkpoint)}
-    if short_name(named) in names:
+    if {short_name(named), QUANTIZED.sub("", short_name(named))} & names:
         return
     where, given = "adapter_config.json: base_model_name_or_path", case.checkpoint.folder
-    if QUANTIZED.sub("", short_name(named)) in names:
-        found = f"the adapter was trained on a quantised copy of this base: {named}"
-        do = "Nothing. The merged model rests on the 16-bit weights, which differ slightly from the quantised ones."
-        yield RULE.finding(where, found, "", do, severity="info")
-        return
     yield RULE.finding(
         where,
         f"the adapter was trained on {named}",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from suture.beside import Beside
+from suture.measures import Measures
 from suture.model_folder import ModelFolder
 from suture.planning import Draft
 from suture.run_folder import RunFolder
@@ -41,6 +43,10 @@ class Case:
     uneven: tuple[str, ...] = ()  # adapter tensors that should repeat another one and do not
     ledger: Ledger | None = None  # of the training run, if it stands beside the adapter
     sides: Sides = field(default_factory=lambda: Sides(()))
+    beside: Beside = field(default_factory=Beside)  # small files beside the adapter and the base
+    base_fingerprint: str | None = None  # of the base's sampled bytes; None when only headers were read
+    adapter_sha256: str | None = None  # of the adapter's weight file; None as above
+    measures: Measures | None = None  # base and adapter together; only of `check --deep`
 
 
 @dataclass(frozen=True, slots=True)

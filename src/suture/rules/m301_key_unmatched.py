@@ -13,8 +13,8 @@ Every name must be `base_model.model.`, then the path of a module as Transformer
 in the base's files), then a known ending such as `lora_A.weight`. One name that does not fit stops the merge.
 
 ## How to fix
-If one rewriting makes all names fit, the finding says which, with a name before and after. Rename the tensors in the
-file accordingly. If none does, this is probably not the base that the adapter was trained on.
+If one rewriting makes all names fit, the finding says which, with a name before and after, and `suture fix` writes the
+adapter with the new names. If none does, this is probably not the base that the adapter was trained on.
 
 ## References
 - huggingface/peft#2566, huggingface/peft#2586: merged weights equal to the base's
@@ -27,8 +27,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from suture import resolve
 from suture.rules.base import Case, Rule, from_problems, listed
-from suture.values import Finding
+from suture.values import Finding, Repair
 
 
 def check(case: Case) -> Iterable[Finding]:
@@ -44,4 +45,13 @@ def check(case: Case) -> Iterable[Finding]:
         )
 
 
-RULE = Rule("M301", "key-unmatched", "error", check, modes=("F04", "F08", "F22", "F37", "F44"))
+def fix(case: Case) -> Repair | None:
+    """Other names, by one rule for the whole file. Where two names become one, the tensors must be equal."""
+    if not any(p.code == "M301" for p in case.resolved.problems):
+        return None
+    found = resolve.remedy(case.checkpoint, case.adapter, case.arch)
+    found = found or resolve.remedy(case.checkpoint, case.adapter, case.arch, may_meet=True)
+    return None if found is None else Repair(RULE.code, (found.words,), renamed=found.names)
+
+
+RULE = Rule("M301", "key-unmatched", "error", check, fix=fix, modes=("F04", "F08", "F22", "F37", "F44"))

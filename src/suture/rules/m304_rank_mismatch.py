@@ -14,7 +14,8 @@ module's path, else `r`.
 ## How to fix
 Put the config back that was saved with this file. If it is, look at `rank_pattern`: PEFT sorts its keys when it saves
 them, so where two keys match one module, another one may have been first in training (see M310); make the key of the
-true rank the more specific one and remove the other.
+true rank the more specific one and remove the other. `suture fix --unsafe` takes the ranks from the tensors; it has to
+assume that alpha is right.
 
 ## References
 - huggingface/peft#2419: how patterns are matched
@@ -22,10 +23,14 @@ true rank the more specific one and remove the other.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable
 
+from suture import targets
+from suture.rewriting import PREFIX
 from suture.rules.base import Case, Rule, from_problems
-from suture.values import Finding
+from suture.values import Finding, Repair
 
 
 def check(case: Case) -> Iterable[Finding]:
@@ -33,4 +38,46 @@ def check(case: Case) -> Iterable[Finding]:
     return from_problems(case, RULE.code, RULE.name)
 
 
-RULE = Rule("M304", "rank-mismatch", "error", check, modes=("F19", "F20", "F49"))
+def fix(case: Case) -> Repair | None:
+    """`r` and `rank_pattern` as the tensors have them. Alpha is in no tensor, so the scale that follows is a guess."""
+    if not any(p.code == "M304" for p in case.resolved.problems):
+        return None
+    ranks = _ranks(case)
+    if not ranks or (rank := Counter(ranks.values()).most_common(1)[0][0]) == 0:
+        return None
+    others = {name: r for name, r in ranks.items() if r != rank}
+    pattern = {re.escape(name): r for name, r in sorted(others.items())}
+    before, alpha = case.adapter.config.get("r"), case.adapter.config.get("lora_alpha")
+    return Repair(
+        RULE.code,
+        (
+            f"r {before} → {rank}, as most pairs of factors have it",
+            *([f"rank_pattern for {len(others)} modules of other ranks"] if others else []),
+        ),
+        config={"r": rank, "rank_pattern": pattern},
+        assumes=f"that lora_alpha = {alpha} and alpha_pattern are right: no tensor shows them, and updates scale by "
+        "alpha / r. Compare with the training script",
+    )
+
+
+def _ranks(case: Case) -> dict[str, int]:
+    """Module (or fused parameter) → rank of its factors in the file."""
+    fused = targets.target_parameters(case.adapter.config, case.arch)
+    ranks = {}
+    for key, tensor in case.adapter.tensors.items():
+        module, found, ending = key.removeprefix(PREFIX).partition(".lora_A.")
+        if not found:
+            module, found, ending = key.removeprefix(PREFIX).partition(".lora_embedding_A")
+        if not found or ending not in ("weight", ""):
+            continue
+        level = module.count(".base_layer")
+        module = module.replace(".base_layer", "")
+        if params := fused.get(module):
+            param = params[-1 - level]
+            ranks[param.name] = tensor.shape[0] // (param.shape[0] if len(param.shape) == 3 else 1)
+        else:
+            ranks[module] = tensor.shape[0]
+    return ranks
+
+
+RULE = Rule("M304", "rank-mismatch", "error", check, fix=fix, modes=("F19", "F20", "F49"))

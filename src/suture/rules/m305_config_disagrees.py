@@ -17,8 +17,8 @@ that follow are compared with the header, both ways. What PEFT adds by itself pa
 embeddings of a resized vocabulary, the other end of a tied pair.
 
 ## How to fix
-Use the config and the file that were saved together. If you are sure that everything in the file is meant, pass
-`--ignore M305`: the merge uses every tensor of the file.
+Use the config and the file that were saved together. If the file is right, `suture fix` writes an adapter whose config
+says what the file holds. Or pass `--ignore M305`: the merge uses every tensor of the file.
 
 ## References
 - huggingface/peft#2118, huggingface/peft#2084: adapters that load in part
@@ -27,14 +27,17 @@ Use the config and the file that were saved together. If you are sure that every
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from suture import targets
 from suture.rewriting import PREFIX
 from suture.rules.base import Case, Rule, from_problems, listed
-from suture.values import Arch, Finding
+from suture.values import Arch, Finding, Repair
 
 TOKENS = ".token_adapter.trainable_tokens_delta"
 COPIES = (".original_module.", ".modules_to_save.")
+HEADS = frozenset({"classifier", "score"})
 WRAPPERS = (".base_layer", ".token_adapter")
 
 
@@ -49,9 +52,10 @@ def check(case: Case) -> Iterable[Finding]:
     unbound = set(case.resolved.leftover)  # they lead to a module, and another rule says what is wrong with them
     claimed = targets.expected(config, case.arch).tensors.keys() | _claimed_on_disk(case, whole)
     twins = _twins(case.arch)
-    missing = {key for key in claimed - unbound if key not in present and not _is_shared(key, present, twins)}
+    missing = {key for key in claimed - unbound if key not in present and not _is_shared(key, present, case, twins)}
     extra = {present[key] for key in present if key not in claimed and not _is_allowed(key, claimed, case, twins)}
     yield from _missing(case, missing, len(claimed))
+    yield from _nameless(case)
     yield from _extra(case, extra)
 
 
@@ -63,6 +67,26 @@ def _missing(case: Case, keys: set[str], n_claimed: int) -> Iterable[Finding]:
             "all tensors that target_modules, modules_to_save and the other fields name",
             "Use the file and the config that were saved together, or save the adapter again.",
         )
+
+
+def _nameless(case: Case) -> Iterable[Finding]:
+    """Names of modules_to_save and target_parameters that no module and no parameter of the base ends with."""
+    params = case.arch.params.values()
+    modules = {".".join(parts[:n]) for p in params for parts in [p.module.split(".")] for n in range(1, len(parts) + 1)}
+    known = {"modules_to_save": modules, "target_parameters": {p.name for p in params if len(p.shape) in (2, 3)}}
+    for field, names in known.items():
+        wanted = [str(name) for name in case.adapter.config.get(field) or ()]
+        absent = [name for name in wanted if names and not any(known.endswith(name) for known in names)]
+        if set(absent) <= HEADS and set(wanted) & HEADS - set(absent):
+            continue  # PEFT names all heads that a classifier may have
+        if absent:
+            what = "module" if field == "modules_to_save" else "matrix"
+            yield RULE.finding(
+                f"adapter_config.json: {field}",
+                f"it names {listed(absent)}, and the base has no {what} of that name",
+                "names that end the path of a module of the base",
+                "Give the base with the head that training had; or the config was edited: bring back the saved one.",
+            )
 
 
 def _extra(case: Case, keys: set[str]) -> Iterable[Finding]:
@@ -119,10 +143,13 @@ def _module(key: str) -> str:
     return head if factor.startswith("lora_") else path
 
 
-def _is_shared(key: str, present: Mapping[str, str], twins: Mapping[str, frozenset[str]]) -> bool:
-    """True for trained tokens of one end of a tied pair that are saved for the other end only."""
-    others = twins.get(_module(key), frozenset())
-    return key.endswith(TOKENS) and any(f"{PREFIX}{m}{TOKENS}" in present for m in others)
+def _is_shared(key: str, present: Mapping[str, str], case: Case, twins: Mapping[str, frozenset[str]]) -> bool:
+    """True for trained tokens of one end of a tied pair that are saved for the other end only, being the same."""
+    if not key.endswith(TOKENS):
+        return False
+    module, config = _module(key), case.adapter.config
+    same = [m for m in twins.get(module, ()) if targets.token_ids(config, m) == targets.token_ids(config, module)]
+    return any(f"{PREFIX}{m}{TOKENS}" in present for m in same)
 
 
 def _is_allowed(key: str, claimed: set[str], case: Case, twins: Mapping[str, frozenset[str]]) -> bool:
@@ -137,9 +164,102 @@ def _is_allowed(key: str, claimed: set[str], case: Case, twins: Mapping[str, fro
     if ".lora_" not in key and not key.endswith(TOKENS) and group & ends:
         return True
     tied_tokens = key.endswith(TOKENS) and any(f"{PREFIX}{m}{TOKENS}" in claimed for m in group)
-    return tied_tokens or (bool(config.get("ensure_weight_tying")) and any(_module(k) in group for k in claimed))
+    ensured = bool(config.get("ensure_weight_tying")) and len(group) > 1
+    return tied_tokens or (ensured and any(_module(k) in group for k in claimed))
+
+
+def fix(case: Case) -> Repair | None:
+    """The config as the file has it: what is in the file was trained, what the config says is only a claim."""
+    if not any(f.code == RULE.code for f in check(case)):
+        return None
+    config, held = case.adapter.config, _held(case)
+    changes: dict[str, Any] = {}
+    if held.dora and not config.get("use_dora") and held.dora >= held.lora:
+        changes["use_dora"] = True
+    if held.lora_bias and not config.get("lora_bias"):
+        changes["lora_bias"] = True
+    if held.saved and not held.saved <= _saved_by(config, case.arch):
+        names = {_shortest(module, case.arch) for module in held.saved}
+        changes["modules_to_save"] = sorted({*(config.get("modules_to_save") or ()), *names})
+    claimed = {m for m in _lora_modules(case.arch) if targets.is_target({**config, **changes}, m, case.arch)}
+    changes |= _targets(case, held.lora, claimed)
+    if not changes:
+        return None
+    words = tuple(f"{field}: {_short(config.get(field))} → {_short(new)}" for field, new in sorted(changes.items()))
+    lost = sorted(claimed - held.lora)
+    missing = f"that nothing was lost: the config asks for {listed(lost)}, and the file has no factors for it"
+    return Repair(RULE.code, words, config=changes, assumes=missing if lost else "")
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """Modules by what the file holds of them, under their names in memory."""
+
+    lora: frozenset[str]
+    dora: frozenset[str]
+    lora_bias: frozenset[str]
+    saved: frozenset[str]  # in full, and not as PEFT saves ends of the vocabulary by itself
+
+
+def _held(case: Case) -> _Held:
+    whole = {part.tensor: part.param for part in case.arch.parts if not part.index and part.rows is None}
+    keys = [_today(key, module, case.arch, whole) for key, module in case.resolved.used.items()]
+    fused = targets.target_parameters(case.adapter.config, case.arch)
+
+    def having(*suffixes: str) -> frozenset[str]:
+        return frozenset(_module(k) for k in keys if k.endswith(suffixes) and _module(k) not in fused)
+
+    ends = {case.arch.input_embedding, case.arch.output_embedding}
+    in_full = {_module(k) for k in keys if k.removeprefix(PREFIX) in case.arch.params and not k.endswith(".bias")}
+    return _Held(
+        lora=having(".lora_A.weight", ".lora_embedding_A"),
+        dora=having(".lora_magnitude_vector"),
+        lora_bias=having(".lora_B.bias"),
+        saved=frozenset(in_full - ends),
+    )
+
+
+def _lora_modules(arch: Arch) -> list[str]:
+    return [p.module for p in arch.params.values() if p.kind in targets.LAYER_KINDS and p.name == f"{p.module}.weight"]
+
+
+def _saved_by(config: Mapping[str, Any], arch: Arch) -> set[str]:
+    return {param.module for param in targets.saved_params(config, arch)}
+
+
+def _targets(case: Case, held: frozenset[str], claimed: set[str]) -> dict[str, Any]:
+    """target_modules that name exactly the modules with factors; nothing where they do, or where none has."""
+    if not held or held == claimed:
+        return {}
+    modules = _lora_modules(case.arch)
+    names = {module.rpartition(".")[2] for module in held}
+    by_name = {module for module in modules if module.rpartition(".")[2] in names}
+    found: dict[str, Any] = {"target_modules": sorted(names) if by_name == held else sorted(held)}
+    if case.adapter.config.get("exclude_modules"):
+        found["exclude_modules"] = None
+    if case.adapter.config.get("layers_to_transform") is not None:
+        found |= {"layers_to_transform": None, "layers_pattern": None}
+    return found
+
+
+def _shortest(module: str, arch: Arch) -> str:
+    """The last part of a module's path, if no other module ends with it; else the path."""
+    last = module.rpartition(".")[2]
+    others = {p.module for p in arch.params.values() if p.module.endswith(last)} - {module}
+    return module if others else last
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 RULE = Rule(
-    "M305", "config-disagrees", "error", check, may_ignore=True, modes=("F05", "F11", "F13", "F29", "F30", "F49")
+    "M305",
+    "config-disagrees",
+    "error",
+    check,
+    fix=fix,
+    may_ignore=True,
+    modes=("F05", "F11", "F13", "F29", "F30", "F49"),
 )

@@ -26,8 +26,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from suture import targets
-from suture.rules.base import Case, Rule, listed
-from suture.values import Finding
+from suture.rules.base import Case, Rule, from_audit, listed
+from suture.values import Audit, Finding
 
 
 def check(case: Case) -> Iterable[Finding]:
@@ -52,4 +52,9 @@ def check(case: Case) -> Iterable[Finding]:
         )
 
 
-RULE = Rule("M309", "both-lists", "error", check, may_ignore=True, modes=("F51",))
+def live(audit: Audit) -> Iterable[Finding]:
+    """The same of a model in memory, before it trains."""
+    return from_audit(audit, RULE, "each module in one of the two lists")
+
+
+RULE = Rule("M309", "both-lists", "error", check, live=live, may_ignore=True, modes=("F51",))

@@ -1,17 +1,18 @@
 """# N501 not-finite
 
 ## What it finds
-Values in the adapter that are not numbers (NaN) or infinite.
+Values in the adapter, or in a finished model, that are not numbers (NaN) or infinite.
 
 ## Why it matters
-One NaN in a factor makes a whole row or column of the merged weight NaN, and the model prints nothing or rubbish. Most
-merges do not look. Such values come from a training run that diverged, or from 16-bit floats that overflowed.
+One NaN in a factor makes a whole row or column of the merged weight NaN, and the model prints nothing or rubbish.
+Most merges do not look. Such values come from a training run that diverged, or from 16-bit floats that overflowed.
 
 ## How it is detected
-With `check --deep` and before every merge: every value of the adapter is read once.
+With `--deep` and before every merge: every value of the adapter, or of the finished model, is read once.
 
 ## How to fix
-Take an earlier checkpoint of the run, from before the loss became NaN.
+Take an earlier checkpoint of the run, from before the loss became NaN. If a finished model holds them and its adapter
+does not, the sum went beyond what 16-bit floats can hold: merge in float32 or bfloat16.
 
 ## References
 - The option `safe_merge` of PEFT's `merge_and_unload` looks for the same
@@ -21,8 +22,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from suture.rules.base import Case, Rule, listed
-from suture.values import Finding
+from suture.model_folder import ModelFolder
+from suture.rules.base import Case, Rule, from_audit, listed
+from suture.values import Audit, Finding
 
 
 def check(case: Case) -> Iterable[Finding]:
@@ -38,4 +40,22 @@ def check(case: Case) -> Iterable[Finding]:
         )
 
 
-RULE = Rule("N501", "not-finite", "error", check, deep=True, modes=("F40",))
+def check_model(model: ModelFolder) -> Iterable[Finding]:
+    """At most one finding, with the tensors and the counts."""
+    bad = {name: counts for name, counts in (model.not_finite or {}).items() if sum(counts)}
+    if bad:
+        n_nan, n_inf = sum(nan for nan, _ in bad.values()), sum(inf for _, inf in bad.values())
+        yield RULE.finding(
+            f"{model.tensors[min(bad)].file}: {min(bad)}",
+            f"{n_nan:,} values are NaN and {n_inf:,} are infinite, in {len(bad)} tensors: {listed(bad)}",
+            "finite numbers",
+            "Merge an adapter from before training diverged; if it is finite, merge in a type of wider range.",
+        )
+
+
+def live(audit: Audit) -> Iterable[Finding]:
+    """The same of a model in memory."""
+    return from_audit(audit, RULE, "finite numbers")
+
+
+RULE = Rule("N501", "not-finite", "error", check, model=check_model, live=live, deep=True, modes=("F40",))

@@ -25,8 +25,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from suture.rules.base import Case, Rule
-from suture.values import Finding, Term
+from suture.rules.base import Case, Rule, from_audit
+from suture.values import Audit, Finding, Term
 
 
 def check(case: Case) -> Iterable[Finding]:
@@ -44,9 +44,11 @@ def check(case: Case) -> Iterable[Finding]:
 
 
 def is_idle(case: Case, term: Term) -> bool:
-    """True when a term is known to change nothing: one of its factors is all zero."""
+    """True when a term is known to change nothing: one of its factors, or its scale, is zero."""
     if term.method == "trainable_tokens":
         return False
+    if term.scale == 0:
+        return True
     return any(_is_zero(case, view.tensor) for name, view in term.factors.items() if name != "m")
 
 
@@ -55,4 +57,9 @@ def _is_zero(case: Case, tensor: str) -> bool:
     return stats is not None and not (stats.n_nonzero or stats.n_nan or stats.n_inf)
 
 
-RULE = Rule("N502", "no-effect", "error", check, may_ignore=True, deep=True, modes=("F10",))
+def live(audit: Audit) -> Iterable[Finding]:
+    """The same of a model in memory."""
+    return from_audit(audit, RULE, "factors that training has moved away from zero")
+
+
+RULE = Rule("N502", "no-effect", "error", check, live=live, may_ignore=True, deep=True, modes=("F10",))

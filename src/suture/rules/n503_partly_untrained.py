@@ -33,15 +33,14 @@ def check(case: Case) -> Iterable[Finding]:
     """At most one finding, with the modules that do nothing."""
     if case.stats is None:
         return
-    modules: dict[str, bool] = {}
-    for update in case.resolved.updates.values():
-        for term in update.terms:
-            modules[term.module] = modules.get(term.module, True) and is_idle(case, term)
-    idle = [module for module, does_nothing in modules.items() if does_nothing]
-    if idle and len(idle) < len(modules):
+    updates = case.resolved.updates.values()
+    copies = {copy.name for copy in case.resolved.frozen.values()}  # of a resized matrix: LoRA is added to them
+    low_rank = [u for u in updates if u.terms and (u.replacement is None or u.replacement.name in copies)]
+    idle = [u.param for u in low_rank if all(is_idle(case, term) for term in u.terms)]
+    if idle and len(idle) < len(updates):
         yield RULE.finding(
             case.adapter.file,
-            f"{len(idle)} of {len(modules)} modules are untrained, one of their factors is zero: {listed(idle)}",
+            f"{len(idle)} of {len(updates)} updates do nothing, one of their factors is zero: {listed(idle)}",
             "factors that training has moved away from zero",
             "If these modules should have learned, look at their gradients in training.",
         )

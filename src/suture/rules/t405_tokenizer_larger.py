@@ -1,7 +1,8 @@
 """# T405 tokenizer-larger
 
 ## What it finds
-A tokenizer, brought by the adapter, with more tokens than the merged model has rows in its input embedding.
+A tokenizer, brought by the adapter, with more tokens than the merged model has rows in its input embedding; or the
+same in the folder of a finished model.
 
 ## Why it matters
 The tokens beyond the last row cannot be looked up: the model fails on the first text that holds one of them, or reads
@@ -10,6 +11,7 @@ resized, or was resized and not saved.
 
 ## How it is detected
 The tokens in the adapter's tokenizer are counted and compared with the rows of the input embedding after the merge.
+In a finished model the largest id counts.
 
 ## How to fix
 Train with the resized embedding in `modules_to_save`, or with `trainable_token_indices`, so that its rows are in the
@@ -24,7 +26,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from suture.rules.base import Case, Rule
+from suture.model_folder import ModelFolder
+from suture.rules.base import Case, Rule, listed
 from suture.values import Finding
 
 
@@ -48,4 +51,19 @@ def _rows(case: Case) -> int | None:
     return case.arch.params[name].shape[0] if name in case.arch.params else None
 
 
-RULE = Rule("T405", "tokenizer-larger", "warning", check, modes=("F12", "F47"))
+def check_model(model: ModelFolder) -> Iterable[Finding]:
+    """At most one finding, when an id lies beyond the rows that are stored."""
+    tensor = model.tensor_of(f"{model.arch.input_embedding}.weight") if model.arch else None
+    if tensor is None or not model.vocabulary or len(tensor.shape) != 2 or model.quantized.lonely:
+        return
+    beyond = [token for token, i in model.vocabulary.items() if i >= tensor.shape[0]]
+    if beyond:
+        yield RULE.finding(
+            f"{tensor.file}: {tensor.name}",
+            f"{tensor.shape[0]:,} rows, and {len(beyond)} tokens of the tokenizer have larger ids: {listed(beyond)}",
+            "a row for every token",
+            "Merge with the resized embedding that training used, or take the tokenizer of the base.",
+        )
+
+
+RULE = Rule("T405", "tokenizer-larger", "warning", check, model=check_model, modes=("F12", "F47"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ from suture import targets
 from suture.rewriting import PREFIX
 from suture.training.compare import grouped
 from suture.training.live import DTYPES, Live, look
-from suture.training.notes import notes
 from suture.training.probe import probe
+from suture.training.ties import tied_ends
 from suture.values import Audit, Difference, GroupRow, TensorRecord
 
 
@@ -45,16 +46,19 @@ def audit(
     """
     live = look(model)
     differences = [
-        *(_twice() if live.is_wrapped_twice else _promised(live)),
-        *_scaled(live),
-        *_frozen(live),
-        *_others(live),
-        *_ends(live),
-        *(_optimised(live, optimizer) if optimizer is not None else ()),
+        *(coded("L902", _twice()) if live.is_wrapped_twice else coded("L901", _promised(live))),
+        *coded("L903", _scaled(live)),
+        *coded("L904", _frozen(live)),
+        *coded("L902", _beside(live)),
+        *coded("L905", _base_trains(live)),
+        *coded("M309", _named_twice(live)),
+        *coded("L906", _apart(live)),
+        *coded("L910", _misnamed(live)),
+        *coded("L907", _optimised(live, optimizer) if optimizer is not None else ()),
     ]
     probed = gradients and not any(p.is_meta for p in live.model.parameters())
     if probed:
-        differences += _reached(live, probe(live, batch))
+        differences += coded("L908", _reached(live, probe(live, batch)))
     records = tensor_records(live, optimizer)
     return Audit(
         rows=group_rows(records),
@@ -63,8 +67,13 @@ def audit(
         targets=_targets(live),
         differences=tuple(differences),
         probed=probed,
-        notes=notes(live),
+        ties=tied_ends(live),
     )
+
+
+def coded(code: str, differences: Iterable[Difference]) -> list[Difference]:
+    """The same differences, under the rule that explains them."""
+    return [replace(d, code=code) for d in differences]
 
 
 def tensor_records(live: Live, optimizer: torch.optim.Optimizer | None) -> tuple[TensorRecord, ...]:
@@ -199,10 +208,9 @@ def _frozen(live: Live) -> Iterable[Difference]:
     )
 
 
-def _others(live: Live) -> Iterable[Difference]:
-    """Parameters that train and do not belong to the adapter."""
+def _beside(live: Live) -> Iterable[Difference]:
+    """Another adapter that trains too."""
     second = {name: p.numel() for name, p in live.strangers.items() if name in live.others}
-    base = {name: p.numel() for name, p in live.strangers.items() if name not in second}
     if second:
         names = ", ".join(sorted(name for name in live.model.peft_config if name != live.adapter))
         yield Difference(
@@ -213,6 +221,11 @@ def _others(live: Live) -> Iterable[Difference]:
             tuple(second),
             sum(second.values()),
         )
+
+
+def _base_trains(live: Live) -> Iterable[Difference]:
+    """Parameters that train and belong to no adapter."""
+    base = {name: p.numel() for name, p in live.strangers.items() if name not in live.others}
     if base:
         yield Difference(
             "base",
@@ -224,8 +237,7 @@ def _others(live: Live) -> Iterable[Difference]:
         )
 
 
-def _ends(live: Live) -> Iterable[Difference]:
-    """Modules named twice, and ends of the vocabulary that are meant to be one tensor and are not."""
+def _named_twice(live: Live) -> Iterable[Difference]:
     saved = {str(name) for name in live.config.get("modules_to_save") or ()}
     wanted = live.config.get("target_modules") or ()
     both = sorted(saved & set(wanted)) if not isinstance(wanted, str) else []
@@ -237,12 +249,19 @@ def _ends(live: Live) -> Iterable[Difference]:
             tuple(both),
             0,
         )
-    if live.config.get("ensure_weight_tying"):
-        yield from _apart(live)
+
+
+def _misnamed(live: Live) -> Iterable[Difference]:
+    """Adapters that are called like a part of a module's path, where PEFT looks for adapter names."""
+    parts = {part for param in live.arch.params.values() for part in param.module.split(".")}
+    if names := sorted(parts & live.model.peft_config.keys()):
+        found = f"an adapter is called {' and '.join(names)}, which is a part of the names of modules"
+        yield Difference("LoRA", found, "Give it another name, such as default.", tuple(names), 0)
 
 
 def _apart(live: Live) -> Iterable[Difference]:
-    for tie in live.arch.ties:
+    """Ends of the vocabulary that are meant to be one tensor and are not."""
+    for tie in live.arch.ties if live.config.get("ensure_weight_tying") else ():
         held = {k: p for member in tie.members for k, p in live.of_module(member.rpartition(".")[0]).items()}
         in_full = {k: p for k, p in held.items() if ".lora_" not in k}
         factors = {k: p for k, p in held.items() if ".lora_" in k}

@@ -13,15 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model_state_dict
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from suture.errors import AuditFailed, InputError, NotSaved, ResumeRefused, UsageError
-from suture.formats import fingerprint, read_adapter, read_checkpoint
+from suture.errors import AuditFailed, NotSaved, ResumeRefused, UsageError
+from suture.formats import base_on_disk, fingerprint, read_adapter
 from suture.training import folder as folders
 from suture.training import ledger as ledgers
-from suture.training.audit import audit, peak_rates, tensor_records
-from suture.training.compare import against_ledger, against_memory, against_model, against_order, against_rows
+from suture.training.audit import audit, coded, peak_rates, tensor_records
+from suture.training.compare import (
+    against_ledger,
+    against_memory,
+    against_model,
+    against_order,
+    against_rows,
+    unsaved_rows,
+)
 from suture.training.live import Live, look
 from suture.training.probe import same_random_numbers
 from suture.training.readback import gathered, read_back
@@ -162,19 +168,13 @@ class ProofCallback(TrainerCallback):  # type: ignore[misc]  # Transformers is u
     def _with_base(self, found: Audit, live: Live) -> Audit:
         """The audit of a script's model, held against the base's files, if they lie on this disk."""
         name = str(live.config.get("base_model_name_or_path") or "")
-        try:
-            self._base = read_checkpoint(name) if name else None
-        except InputError:
-            self._base = None
+        self._base = base_on_disk(name)
         if self._base is None:
             self.provenance = Provenance(BaseRecord(name, None))
             unknown = f"there are no files of a base named {name!r}: the ledger will not know it by its weights"
             return replace(found, notes=(*found.notes, unknown))
         self.provenance = Provenance(BaseRecord(name, fingerprint(self._base)))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT says them again when it saves
-            kept = get_peft_model_state_dict(live.model, adapter_name=live.adapter)
-        lost = against_rows(live, self._base, [tuple(t.shape) for key, t in kept.items() if ".lora_" not in key])
+        lost = coded("L909", unsaved_rows(live, self._base))
         return replace(found, differences=(*found.differences, *lost))
 
     def _require_rows(self, folder: Path, live: Live) -> None:
@@ -190,7 +190,7 @@ class ProofCallback(TrainerCallback):  # type: ignore[misc]  # Transformers is u
         if self._on_audit is not None:
             self._on_audit(found)
             return
-        for note in found.notes:
+        for note in (*found.ties, *found.notes):
             warnings.warn(note, stacklevel=2)
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+
+from peft import get_peft_model_state_dict
 
 from suture.arch import describe
 from suture.formats import TensorReader, file_sha256
 from suture.groups import group_of
+from suture.targets import meaning
 from suture.training import ledger as ledgers
 from suture.training.live import Live
-from suture.training.readback import meaning, tensor_sha256
+from suture.training.readback import tensor_sha256
 from suture.values import Adapter, Arch, Checkpoint, Difference, Json, Ledger, TensorInfo, TensorRecord
 
 RESUMABLE = ("scheduler.pt", "trainer_state.json")  # and the optimiser, whose files have a name for each backend
@@ -113,6 +117,14 @@ def against_memory(ledger: Ledger, live: Live) -> list[Difference]:
     do = "The Trainer drops what does not match; repair the checkpoint or the model."
     configs = config_differences(ledger.adapter_config, live.config, "the adapter in memory", "in the checkpoint")
     return [*configs, *grouped(live.arch, other, words, do)]
+
+
+def unsaved_rows(live: Live, base: Checkpoint) -> list[Difference]:
+    """Rows of the vocabulary that PEFT, as it saves by default, would put into no file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT says them again when it saves
+        kept = get_peft_model_state_dict(live.model, adapter_name=live.adapter)
+    return against_rows(live, base, [tuple(t.shape) for key, t in kept.items() if ".lora_" not in key])
 
 
 def against_rows(live: Live, base: Checkpoint, shapes: Iterable[tuple[int, ...]]) -> list[Difference]:

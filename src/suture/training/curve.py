@@ -196,7 +196,7 @@ def _axes(frame: _Frame) -> Iterator[str]:
 def _ticks(low: float, high: float) -> list[float]:
     """Four to ten round numbers from low to high; one where they are equal."""
     span = high - low
-    if not 0 < span < math.inf:
+    if not 0 < span / 4 < math.inf:  # a quarter of the smallest number is zero
         return [low] if low == high else [low, high]
     power = 10.0 ** math.floor(math.log10(span / 4))
     unit = next((k * power for k in (5, 2) if k * power <= span / 4), power)

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 
 from suture.errors import InputError, OutputError, OutputExists, OutputLocked
 from suture.execute.disk import sync_path
+from suture.formats import ledger
 
 CONFIG = "run.yaml"
 METRICS = "metrics.jsonl"
@@ -26,7 +27,7 @@ CURVE = "loss.svg"
 START = "start"  # the adapter as it was before the first step
 ADAPTER = "adapter"  # the result
 LOCK = ".lock"
-LEDGER = "suture_ledger.json"  # written last: a checkpoint that has one is whole
+LEDGER = ledger.NAME
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 

@@ -10,38 +10,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from suture.codec import from_json, to_json
-from suture.errors import FormatError
+from suture.codec import to_json
 from suture.formats import file_sha256
-from suture.formats.jsonfile import read_json_object
-from suture.training.folder import LEDGER, put_json, sync
+from suture.formats.ledger import NAME, VERSION
+from suture.formats.ledger import read_ledger as read
+from suture.training.folder import put_json, sync
 from suture.values import Ledger
 
-NAME = LEDGER
-VERSION = 1
+__all__ = ["NAME", "VERSION", "hash_files", "read", "tokenizer_sha256", "versions", "write"]
+
 PACKAGES = ("suture", "torch", "transformers", "peft", "accelerate", "trl", "bitsandbytes", "datasets", "tokenizers")
 WEIGHTS = ("adapter_model.safetensors", "adapter_config.json")
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json")
-
-
-def read(folder: Path) -> Ledger | None:
-    """The ledger of a folder; None where there is none.
-
-    Raises:
-        FormatError: it is not a ledger, or of another version.
-    """
-    path = folder / NAME
-    if not path.is_file():
-        return None
-    data = read_json_object(path)
-    if data.get("version") != VERSION:
-        raise FormatError(
-            f"a ledger of version {data.get('version')!r}",
-            where=str(path),
-            expected=f"version {VERSION}",
-            do="Use the version of suture that wrote it.",
-        )
-    return from_json(Ledger, data)
 
 
 def write(folder: Path, ledger: Ledger) -> None:

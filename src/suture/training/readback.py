@@ -13,17 +13,11 @@ import torch
 
 from suture.errors import NotSaved
 from suture.formats import TensorReader, read_adapter
+from suture.targets import meaning
 from suture.training.live import DTYPES, WRAPPERS, Live
 from suture.values import Adapter, Json, TensorInfo
 
 COPIES = (".base_layer", ".original_module", ".token_adapter.base_layer")  # under which PEFT keeps the base's matrix
-MEANING = (
-    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias", "bias"),
-    *("target_modules", "exclude_modules", "target_parameters", "layers_to_transform", "layers_pattern"),
-    *("modules_to_save", "trainable_token_indices", "ensure_weight_tying", "peft_type"),
-    *("layer_replication", "use_qalora", "alora_invocation_tokens", "init_lora_weights"),
-)
-MOVES_BASE = ("pissa", "olora", "corda", "loftq")  # initialisations that change the base's weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +57,6 @@ def read_back(folder: Path, live: Live, whole: Mapping[str, torch.Tensor] | None
             do="The model is still in memory: repair what is named and save again. Nothing else was touched.",
         )
     return Saved(hashes, adapter.config)
-
-
-def meaning(config: Json) -> dict[str, Any]:
-    """The fields of an adapter's config that decide what it computes, in one spelling."""
-    found = {}
-    for name in MEANING:
-        value = config.get(name)
-        if isinstance(value, (list, tuple, set, frozenset)):
-            value = sorted(value, key=str)
-        if name == "init_lora_weights" and not str(value).lower().startswith(MOVES_BASE):
-            value = None
-        found[name] = value or None
-    return found
 
 
 def tensor_sha256(parameter: torch.Tensor) -> str:

@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from suture import pipeline, targets
+from suture import targets
 from suture.arch import describe
 from suture.errors import InputError, ResumeRefused, UsageError
 from suture.formats import TensorReader, file_sha256, read_adapter
+from suture.pipeline import make_case
 from suture.rewriting import PREFIX
+from suture.rules import diagnose
 from suture.training import folder as folders
 from suture.training import ledger as ledgers
 from suture.training.compare import against_ledger, grouped
@@ -23,7 +25,7 @@ from suture.training.config import RunConfig
 from suture.training.convert import convert
 from suture.training.live import DTYPES, Live
 from suture.training.readback import in_memory, tensor_sha256
-from suture.values import Adapter, Ancestor, Arch, Checkpoint, Difference, Json, Ledger
+from suture.values import Adapter, Ancestor, Arch, Checkpoint, Difference, Json, Ledger, Options
 
 PEFT_NAMES = {  # ours → PEFT's
     "adapter.rank": "r",
@@ -275,6 +277,6 @@ def _against_config(adapter: Adapter, arch: Arch) -> list[Difference]:
 
 def _findings(checkpoint: Checkpoint, adapter: Adapter) -> list[Difference]:
     """What `suture check` calls an error in this pair, but for a quantised base: it is not merged into here."""
-    found = pipeline.check(checkpoint.folder, adapter.folder)
-    errors = [f for f in found if f.severity == "error" and f.code != "N504"]
+    case = make_case(checkpoint, adapter, describe(checkpoint.config, checkpoint.tensors), Options(), deep=False)
+    errors = [f for f in diagnose(case) if f.severity == "error" and f.code != "N504"]
     return [Difference("files", f"{f.code} {f.where}: {f.found}", f.do or "", (), 0) for f in errors]

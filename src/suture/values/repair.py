@@ -18,4 +18,5 @@ class Repair:
     words: tuple[str, ...]  # what is changed and why that is safe, a sentence each
     renamed: Mapping[str, str] = field(default_factory=dict)  # tensor → its new name
     dropped: tuple[str, ...] = ()
+    assumes: str = ""  # what nothing in the files proves; such a repair is made only when asked for
     config: Mapping[str, Any] = field(default_factory=dict)  # field of adapter_config.json → new value; None removes it

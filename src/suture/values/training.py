@@ -64,7 +64,10 @@ class Audit:
     targets: Mapping[str, int]  # last part of a module's path → low-rank modules of that name
     differences: tuple[Difference, ...]
     probed: bool  # a backward pass has shown which tensors get a gradient
-    notes: tuple[str, ...] = ()  # what is as it was asked for, and easily meant otherwise
+    notes: tuple[str, ...] = ()  # what could not be audited, and why
+    ties: tuple[
+        str, ...
+    ] = ()  # what the adapter does to tied parameters: as it was asked for, and easily meant otherwise
 
     @property
     def ok(self) -> bool:

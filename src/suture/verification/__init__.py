@@ -11,11 +11,11 @@ from suture.values import Adapter, Check, Checkpoint, Plan, Verdict
 from suture.verification import hashes, reading
 from suture.verification.compare import Manner, Progress
 from suture.verification.logits import LogitsSettings, logits, logits_check
-from suture.verification.replay import check_folder, replay
+from suture.verification.replay import check_folder, replay, replay_adapter
 from suture.verification.rounding import FORMATS
 from suture.verification.structure import check_planned
 
-__all__ = ["LogitsSettings", "logits", "replay", "verify_folder"]
+__all__ = ["LogitsSettings", "logits", "replay", "replay_adapter", "verify_folder"]
 
 _compare_logits = logits  # below, `logits` is the setting
 

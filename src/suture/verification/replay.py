@@ -32,6 +32,21 @@ def replay(
     return check_folder(plan, checkpoint, adapter, folder, Manner(full, strict=True, progress=progress), own)
 
 
+def replay_adapter(plan: Plan, checkpoint: Checkpoint, adapter: Adapter, folder: Path) -> Verdict:
+    """Verify an adapter that a plan wrote: header, texts and files as planned, every tensor recomputed or compared.
+
+    Raises:
+        InputError: the folder, or an input, cannot be read.
+    """
+    stored = reading.read_folder(folder, (file.name for file in plan.files))
+    inputs = Inputs.of(checkpoint, adapter)
+    matched = names.match(plan, inputs, folder, stored.tensors, strict=True)
+    values, wrong = compare(plan, inputs, folder, matched.found, Manner(True, strict=True, progress=None))
+    checks = (*structure.check_planned(plan, checkpoint, adapter, folder), matched.check, *values)
+    wrong = (*matched.wrong, *wrong)
+    return Verdict(all(c.ok for c in checks) and not wrong, checks, wrong)
+
+
 def check_folder(
     plan: Plan, checkpoint: Checkpoint, adapter: Adapter, folder: Path, manner: Manner, before: tuple[Check, ...] = ()
 ) -> Verdict:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from suture.training.live import Live
 
 
-def notes(live: Live) -> tuple[str, ...]:
+def tied_ends(live: Live) -> tuple[str, ...]:
     """Statements about tied ends of the vocabulary, where the adapter touches them."""
     together = bool(live.config.get("ensure_weight_tying"))
     return tuple(

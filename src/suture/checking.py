@@ -1,0 +1,217 @@
+"""All that is wrong with a pair, a finished model, a trainer's checkpoint, or a model in memory: `suture.check`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from suture.arch import describe
+from suture.errors import UsageError
+from suture.formats import base_on_disk, hub, kind_of
+from suture.model_folder import read_model_folder
+from suture.pipeline import Reading, load_case, make_case
+from suture.rules import RULES, diagnose, diagnose_live, diagnose_model, diagnose_run, ordered
+from suture.rules.base import Case
+from suture.run_folder import RunFolder, read_run_folder
+from suture.values import Adapter, Checkpoint, Finding, Options
+
+if TYPE_CHECKING:
+    import torch
+
+WITHOUT_BASE = "R807"  # what M302 tells where the base is there
+Kind = Literal["pair", "model", "run"]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which rules to tell of: codes (M301), beginnings of codes (M, M3) or names (key-unmatched). None: all."""
+
+    select: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+
+    def codes(self) -> frozenset[str]:
+        """The codes of the rules that are left.
+
+        Raises:
+            UsageError: something that is no code, no beginning of one, and no name.
+        """
+        chosen = _codes(self.select, "--select") if self.select else frozenset(RULES)
+        return chosen - _codes(self.ignore, "--ignore")
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What was looked at, and what was found, most severe first."""
+
+    kind: Kind
+    subject: str  # what was looked at, in words
+    folders: tuple[Path, ...]  # that places in the findings are relative to
+    findings: tuple[Finding, ...]
+
+    def count(self, severity: str) -> int:
+        """Number of findings of this severity."""
+        return sum(f.severity == severity for f in self.findings)
+
+
+def check(  # noqa: PLR0913 - keywords of the public interface
+    subject: Any,
+    adapter: str | Path | None = None,
+    *,
+    options: Options | None = None,
+    reading: Reading | None = None,
+    deep: bool = False,
+    selection: Selection | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    batch: Mapping[str, Any] | None = None,
+) -> tuple[Finding, ...]:
+    """All that is wrong, most severe first. Changes nothing.
+
+        suture.check(base, adapter)    with merging an adapter into its base
+        suture.check(folder)           with a finished model, or with a trainer's checkpoints, whichever lies there
+        suture.check(peft_model)       with a model in memory: before it trains, and before it is saved
+
+    Args:
+        subject: folder or Hub id of a base (with `adapter`), of a finished model or a run; or a PeftModel.
+        adapter: folder or Hub id.
+        deep: read values too: NaN, untrained factors, sizes of updates, rounding, copies of another base.
+        selection: which rules to tell of; all by default.
+        optimizer: of a model in memory: what it holds is checked as well.
+        batch: of a model in memory: keyword arguments of a forward pass that gives a loss. Default: random tokens.
+
+    Raises:
+        InputError: something named cannot be read at all.
+        UsageError: an unknown code in `selection`; a model in memory without a LoRA adapter.
+    """
+    selection = selection or Selection()
+    if not isinstance(subject, (str, Path)):
+        return _chosen(_check_live(subject, optimizer, batch), selection)
+    return check_files(subject, adapter, options=options, reading=reading, deep=deep, selection=selection).findings
+
+
+def check_files(
+    subject: str | Path,
+    adapter: str | Path | None = None,
+    *,
+    options: Options | None = None,
+    reading: Reading | None = None,
+    deep: bool = False,
+    selection: Selection | None = None,
+) -> Checked:
+    """`check` for what lies on a disk or on the Hub, with a word on what was looked at."""
+    selection, options, reading = selection or Selection(), options or Options(), reading or Reading()
+    selection.codes()  # before anything is read
+    if adapter is not None:
+        found = _check_pair(subject, adapter, options, reading, deep=deep)
+    else:
+        found = _check_alone(subject, options, reading, deep=deep)
+    return replace(found, findings=_chosen(found.findings, selection))
+
+
+def _check_pair(base: str | Path, adapter: str | Path, options: Options, reading: Reading, *, deep: bool) -> Checked:
+    """The pair's rules, and those on the trainer's files where the adapter is a checkpoint."""
+    case = load_case(base, adapter, options, reading, deep=deep, measured=deep)
+    findings = diagnose(case)
+    if kind_of(case.adapter.folder) == "run":
+        runs = read_run_folder(case.adapter.folder, deep=deep)
+        findings = ordered((*findings, *(f for run in runs for f in diagnose_run(run))))
+    folders = (case.adapter.folder, case.checkpoint.folder)
+    return Checked("pair", f"{folders[0]} on {folders[1]}", folders, findings)
+
+
+def _check_alone(source: str | Path, options: Options, reading: Reading, *, deep: bool) -> Checked:
+    folder = hub.locate(source, reading.base_revision, allow_pickle=reading.allow_pickle)
+    kind = kind_of(folder)
+    if kind == "run":
+        return _check_runs(folder, options, deep=deep)
+    if kind == "adapter":
+        return _check_adapter(folder, options, reading, deep=deep)
+    model = read_model_folder(folder, deep=deep)
+    return Checked("model", f"the model in {folder}", (folder,), diagnose_model(model))
+
+
+def _check_runs(folder: Path, options: Options, *, deep: bool) -> Checked:
+    """Every checkpoint of a run for itself, and with its base where that lies on this disk."""
+    runs = read_run_folder(folder, deep=deep)
+    findings: list[Finding] = []
+    n_bases = 0
+    for run in runs:
+        paired = _with_its_base(run, options, deep=deep)
+        n_bases += paired is not None
+        alone = [f for f in diagnose_run(run) if paired is None or f.code != WITHOUT_BASE]
+        findings += [_below(f, run.folder, folder) for f in (*alone, *(paired or ()))]
+    noun = "checkpoint" if len(runs) == 1 else "checkpoints"
+    base = "with the base" if n_bases == len(runs) else "without the base, which is not on this disk"
+    return Checked("run", f"{len(runs)} {noun} in {folder}, {base}", (folder,), ordered(findings))
+
+
+def _with_its_base(run: RunFolder, options: Options, *, deep: bool) -> tuple[Finding, ...] | None:
+    """The pair's findings for a checkpoint's adapter; None where there is no adapter or no base to be found."""
+    if run.adapter is None:
+        return None
+    base = base_on_disk(str(run.adapter.config.get("base_model_name_or_path") or ""))
+    return None if base is None else diagnose(_case(base, run.adapter, options, deep=deep))
+
+
+def _check_adapter(folder: Path, options: Options, reading: Reading, *, deep: bool) -> Checked:
+    """An adapter that was named alone, with the base that its config names, if that lies on this disk."""
+    from suture.formats import read_adapter
+
+    adapter = read_adapter(folder, name=reading.adapter_name, allow_pickle=reading.allow_pickle)
+    named = str(adapter.config.get("base_model_name_or_path") or "")
+    base = base_on_disk(named)
+    if base is None:
+        raise UsageError(
+            f"this is an adapter, and its base ({named or 'which its config does not name'}) is not on this disk",
+            where=str(folder),
+            expected="the base model, then the adapter",
+            do=f"suture check BASE {folder}",
+        )
+    case = _case(base, adapter, options, deep=deep)
+    folders = (adapter.folder, base.folder)
+    return Checked("pair", f"{folder} on {base.folder}, which its config names", folders, diagnose(case))
+
+
+def _case(base: Checkpoint, adapter: Adapter, options: Options, *, deep: bool) -> Case:
+    return make_case(base, adapter, describe(base.config, base.tensors), options, deep=deep, measured=deep)
+
+
+def _check_live(
+    model: Any, optimizer: torch.optim.Optimizer | None, batch: Mapping[str, Any] | None
+) -> tuple[Finding, ...]:
+    from suture.training.examine import examine
+
+    return diagnose_live(examine(model, optimizer, batch=batch))
+
+
+def _below(finding: Finding, folder: Path, top: Path) -> Finding:
+    """A finding in a checkpoint, told from the folder that was named."""
+    inner = folder.relative_to(top).as_posix()
+    return finding if inner == "." else replace(finding, where=f"{inner}/{finding.where}")
+
+
+def _chosen(findings: Iterable[Finding], selection: Selection) -> tuple[Finding, ...]:
+    codes = selection.codes()
+    return tuple(f for f in findings if f.code in codes)
+
+
+def _codes(asked: Iterable[str], where: str) -> frozenset[str]:
+    found: set[str] = set()
+    for text in (part.strip() for item in asked for part in item.split(",")):
+        codes = {c for c, rule in RULES.items() if c.startswith(text.upper()) or rule.name == text.lower()}
+        if not codes or not text:
+            names = [*RULES, *(rule.name for rule in RULES.values())]
+            close = difflib.get_close_matches(text.upper(), names) or difflib.get_close_matches(text.lower(), names)
+            raise UsageError(
+                f"there is no rule {text!r}",
+                where=where,
+                expected="a code (M301), the beginning of one (M3), or a name (key-unmatched)",
+                do=f"Did you mean {' or '.join(close)}?" if close else "`suture rules` lists all.",
+            )
+        found |= codes
+    return frozenset(found)
+
+
+__all__ = ["Checked", "Selection", "check", "check_files"]

@@ -1,0 +1,103 @@
+"""Findings in the forms that code hosts read: SARIF 2.1.0, and annotations of a GitHub workflow.
+
+SARIF: https://docs.oasis-open.org/sarif/sarif/v2.1.0/sarif-v2.1.0.html
+Annotations: https://docs.github.com/actions/reference/workflow-commands-for-github-actions
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from suture import pages
+from suture.rules import RULES
+from suture.values import Finding, Severity
+
+SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+LEVELS: dict[Severity, str] = {"error": "error", "warning": "warning", "info": "note"}
+COMMANDS: dict[Severity, str] = {"error": "error", "warning": "warning", "info": "notice"}
+
+
+def sarif(findings: Sequence[Finding], folders: Sequence[Path], version: str) -> dict[str, Any]:
+    """A SARIF log with one run: the rules that found something, with their pages, and every finding.
+
+    Args:
+        folders: that the findings' places are relative to, the first where a file is in none.
+        version: of this program.
+    """
+    codes = sorted({f.code for f in findings})
+    driver = {"name": "suture", "version": version, "rules": [_rule(code) for code in codes]}
+    results = [_result(f, codes.index(f.code), folders) for f in findings]
+    runs = [{"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}]
+    return {"$schema": SCHEMA, "version": "2.1.0", "runs": runs}
+
+
+def github(findings: Iterable[Finding], folders: Sequence[Path]) -> list[str]:
+    """One workflow command a finding, which GitHub shows beside the file."""
+    lines = []
+    for finding in findings:
+        path, place = _location(finding.where, folders)
+        text = f"{place}: {message(finding)}" if place else message(finding)
+        title = _escaped(f"{finding.code} {finding.name}", in_property=True)
+        lines.append(
+            f"::{COMMANDS[finding.severity]} file={_escaped(path, in_property=True)},title={title}::{_escaped(text)}"
+        )
+    return lines
+
+
+def message(finding: Finding) -> str:
+    """A finding as running text."""
+    expected = f"\nExpected: {finding.expected}" if finding.expected else ""
+    return f"{finding.found}{expected}" + (f"\nDo: {finding.do}" if finding.do else "")
+
+
+def _rule(code: str) -> dict[str, Any]:
+    rule = RULES[code]
+    return {
+        "id": code,
+        "name": "".join(part.capitalize() for part in rule.name.split("-")),
+        "shortDescription": {"text": rule.name.replace("-", " ")},
+        "fullDescription": {"text": pages.summary(rule)},
+        "help": {"text": pages.explain(code), "markdown": pages.explain(code)},
+        "defaultConfiguration": {"level": LEVELS[rule.severity]},
+    }
+
+
+def _result(finding: Finding, index: int, folders: Sequence[Path]) -> dict[str, Any]:
+    path, place = _location(finding.where, folders)
+    location: dict[str, Any] = {"physicalLocation": {"artifactLocation": {"uri": quote(path)}}}
+    if place:
+        location["logicalLocations"] = [{"fullyQualifiedName": place}]
+    same = hashlib.sha256(f"{finding.code}\0{finding.where}".encode()).hexdigest()
+    return {
+        "ruleId": finding.code,
+        "ruleIndex": index,
+        "level": LEVELS[finding.severity],
+        "message": {"text": message(finding)},
+        "locations": [location],
+        "partialFingerprints": {"placeOfFinding/v1": same},
+    }
+
+
+def _location(where: str, folders: Sequence[Path]) -> tuple[str, str]:
+    """The file that a finding is in, from the current folder where it lies below that, and the place in it."""
+    first, _, place = where.partition(": ")
+    if Path(first).is_absolute() and Path(first).exists():
+        return _from_here(Path(first)), place
+    for folder in folders:
+        if first and (folder / first).exists():
+            return _from_here(folder / first), place
+    return _from_here(folders[0]), where
+
+
+def _from_here(path: Path) -> str:
+    path, here = path.resolve(), Path.cwd()
+    return (path.relative_to(here) if path.is_relative_to(here) else path).as_posix()
+
+
+def _escaped(text: str, *, in_property: bool = False) -> str:
+    text = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return text.replace(":", "%3A").replace(",", "%2C") if in_property else text

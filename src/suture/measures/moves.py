@@ -1,0 +1,161 @@
+"""How far each matrix of the output moves, what rounding takes from that, and whether it stays finite."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from suture.factors import cut_rows
+from suture.formats.dtypes import DTYPES, Array, from_float, to_float
+from suture.measures.sampling import F64, Files, stripes
+from suture.methods import METHODS
+from suture.values import Adapter, Operation, Term
+
+MEASURED = {"lora", "dora"}  # `prepare` of the others would need every row
+DORA = {"dora", "dora_columns"}
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One matrix of the output, on its sampled rows. Norms are over those rows together."""
+
+    tensor: str
+    dtype: str  # that it is written in
+    base: float  # ‖W‖
+    update: float  # ‖ΔW‖
+    lost: float  # ‖(W' as it is written) − W'‖: what rounding takes from the update
+    magnitude: float | None  # DoRA: the median of |m / ‖W‖ − 1| over the rows; None for other methods
+
+    @property
+    def ratio(self) -> float:
+        """‖ΔW‖ / ‖W‖; 0 where W is all zero."""
+        return self.update / self.base if self.base else 0.0
+
+    @property
+    def loss(self) -> float:
+        """The share of the update that rounding takes; 0 where nothing moves."""
+        return self.lost / self.update if self.update else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One matrix that DoRA changes, on its sampled rows.
+
+    The sum W + s·BA is stretched to given lengths, so that an update of any size leaves a matrix of the usual size.
+    """
+
+    tensor: str
+    ratio: float  # ‖s·BA‖ / ‖W‖, before the stretching; 0 where W is all zero
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A matrix of which sampled values are NaN or infinite."""
+
+    tensor: str
+    dtype: str  # that it is written in
+    file: str  # that its rows come from
+    n_looked_at: int
+    n_before: int  # not finite where they come from
+    n_after: int  # finite there, and not finite as they are written
+
+
+def move(op: Operation, files: Files) -> tuple[Move, Broken]:
+    """Measure a matrix that `is_measured`."""
+    base = update = lost = 0.0
+    counts = np.zeros(3, np.int64)
+    shares: list[Array] = []
+    for rows in stripes(op.rows):
+        w = files.source(op, rows)
+        v = w.copy()
+        for term in op.terms:
+            low, high = max(term.start, rows.start), min(term.stop, rows.stop)
+            if low < high:
+                here = slice(low - rows.start, high - rows.start)
+                shares += _apply(v, w, here, cut_rows(term, METHODS[term.method].axes, low, high), files)
+        written = _written(v, op)
+        base += float(np.square(w).sum())
+        update += float(np.square(v - w).sum())
+        lost += float(np.square(written - v).sum())
+        counts += _counts(w, written)
+    magnitude = float(np.median(np.concatenate(shares))) if shares else None
+    return Move(op.tensor, op.dtype, base**0.5, update**0.5, lost**0.5, magnitude), _broken(op, counts)
+
+
+def turn(op: Operation, files: Files) -> Turn:
+    """Measure the low-rank part of DoRA on a matrix that `is_turned`."""
+    base = update = 0.0
+    for rows in stripes(op.rows):
+        delta = np.zeros((rows.stop - rows.start, op.cols))
+        for term in op.terms:
+            low, high = max(term.start, rows.start), min(term.stop, rows.stop)
+            if term.method in DORA and low < high:
+                delta[low - rows.start : high - rows.start] += low_rank(term, low, high, op.cols, files)
+        base += float(np.square(files.source(op, rows)).sum())
+        update += float(np.square(delta).sum())
+    return Turn(op.tensor, (update / base) ** 0.5 if base else 0.0)
+
+
+def low_rank(term: Term, start: int, stop: int, cols: int, files: Files) -> Array:
+    """Rows start:stop of s·BA, of a term that has them."""
+    factors = files.factors.factors(cut_rows(term, METHODS[term.method].axes, start, stop), F64)
+    formula = METHODS["lora"].rows
+    assert formula is not None
+    return formula(np.zeros((stop - start, cols)), factors, term.scale, slice(0, stop - start))
+
+
+def scan(op: Operation, files: Files) -> Broken:
+    """Count what is not finite before any term, and as it is written if there is none."""
+    counts = np.zeros(3, np.int64)
+    for rows in stripes(op.rows):
+        w = files.source(op, rows)
+        counts += _counts(w, w if op.terms else _written(w, op))
+    return _broken(op, counts)
+
+
+def is_measured(op: Operation, adapter: Adapter) -> bool:
+    """A matrix with low-rank terms only, in dtypes that can be computed with."""
+    methods = {term.method for term in op.terms}
+    return bool(methods) and methods <= MEASURED and op.cols > 1 and _is_computable(op, adapter)
+
+
+def is_turned(op: Operation, adapter: Adapter) -> bool:
+    """A matrix that DoRA changes."""
+    return any(term.method in DORA for term in op.terms) and op.cols > 1 and _is_computable(op, adapter)
+
+
+def is_scanned(op: Operation) -> bool:
+    """What the adapter changes, and what a cast could push out of float16's range."""
+    can_change = bool(op.terms) or (op.dtype == "F16" and not op.is_copy)
+    return can_change and op.cols > 0 and all(DTYPES[d].computable for d in (op.dtype, op.source.tensor.dtype))
+
+
+def _is_computable(op: Operation, adapter: Adapter) -> bool:
+    factors = [adapter.tensors[view.tensor].dtype for term in op.terms for view in term.factors.values()]
+    return all(DTYPES[dtype].computable for dtype in (op.dtype, op.source.tensor.dtype, *factors))
+
+
+def _apply(v: Array, w: Array, here: slice, term: Term, files: Files) -> list[Array]:
+    """Change rows of v by a term; for DoRA also each row's |m / ‖W‖ − 1|."""
+    formula = METHODS[term.method].rows
+    assert formula is not None
+    factors = files.factors.factors(term, F64)
+    v[here] = formula(v[here].copy(), factors, term.scale, slice(0, here.stop - here.start))
+    if term.method != "dora":
+        return []
+    norms = np.sqrt(np.square(w[here]).sum(axis=1))
+    return [np.abs(factors["m"][norms > 0] / norms[norms > 0] - 1.0)]
+
+
+def _written(v: Array, op: Operation) -> Array:
+    return to_float(from_float(v, op.dtype), op.dtype).astype(F64)
+
+
+def _counts(before: Array, after: Array) -> Array:
+    finite = np.isfinite(before)
+    return np.array([before.size, (~finite).sum(), (finite & ~np.isfinite(after)).sum()])
+
+
+def _broken(op: Operation, counts: Array) -> Broken:
+    return Broken(op.tensor, op.dtype, op.source.tensor.file, *(int(n) for n in counts))

@@ -1,0 +1,55 @@
+"""# A208 config-edited
+
+## What it finds
+An `adapter_config.json` that no longer says what it said when the adapter was saved, in a field that decides what the
+adapter computes: rank, alpha, their patterns, `use_rslora`, `use_dora`, the targets and the like.
+
+## Why it matters
+The weights in the file are only half of an adapter. The other half is a number that stands in the config: with
+`lora_alpha` 16 instead of 32 every change has half its strength, without `use_rslora` and with rank 64 it has an
+eighth. The tensors keep their shapes, everything loads, and nothing warns.
+
+## How it is detected
+The ledger of the training run (`suture_ledger.json`), which stands beside the adapter, holds the config as it was
+saved. The fields are compared one by one; the order of a list and a missing field that is empty do not count. Adapters
+without a ledger cannot be tested.
+
+## How to fix
+Put the old value back. If you changed the strength of the adapter on purpose, pass `--ignore A208`: the merge uses the
+config as it is.
+
+## References
+- vllm-project/vllm#6909: a server without use_rslora
+- huggingface/diffusers#14409: ranks and alphas that were lost in a conversion
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from suture.rules.base import Case, Rule
+from suture.targets import meaning
+from suture.values import Finding
+
+
+def check(case: Case) -> Iterable[Finding]:
+    """One finding for each field that has changed."""
+    if case.ledger is None:
+        return
+    then, now = meaning(case.ledger.adapter_config), meaning(case.adapter.config)
+    for field, value in then.items():
+        if now[field] != value:
+            yield RULE.finding(
+                f"adapter_config.json: {field}",
+                f"{field} is {_shown(now[field])}",
+                f"{_shown(value)}, as it was when the adapter was saved (suture_ledger.json)",
+                "Put the value back, or pass --ignore A208 if the change is meant.",
+            )
+
+
+def _shown(value: object) -> str:
+    text = "not set" if value is None else repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+RULE = Rule("A208", "config-edited", "error", check, may_ignore=True, modes=("F19", "F20"))

@@ -1,0 +1,40 @@
+"""# L908 no-gradient
+
+## What it finds
+Tensors of the adapter that the loss does not reach: a backward pass leaves them without a gradient, or with one that
+is not finite.
+
+## Why it matters
+Model code does not always call a layer: it may read its weight directly (Mamba's output projection, fused
+cross-entropy on the head), skip it (a vision tower without images), or cut the graph (gradient checkpointing without
+input gradients). The factors there stay as they began, the loss goes down thanks to the others, and nobody notices.
+Where the forward pass uses the weight directly, the merged model even computes something else than the trained one.
+
+## How it is detected
+One backward pass, with small random values in place of the zeros of B so that A is reached too. Weights, gradients,
+random numbers and modes are put back afterwards. By default random tokens are fed; pass `batch=` for anything else.
+
+## How to fix
+Leave these modules out of `target_modules`; switch off the fused kernel that goes around them; call
+`model.enable_input_require_grads()` with gradient checkpointing.
+
+## References
+- huggingface/peft#2274: Mamba's weights are used directly
+- huggingface/peft#1402: factors that stay zero
+- huggingface/trl#5977: a fused loss around the head's LoRA
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from suture.rules.base import Rule, from_audit
+from suture.values import Audit, Finding
+
+
+def live(audit: Audit) -> Iterable[Finding]:
+    """What a backward pass did not reach."""
+    return from_audit(audit, RULE, "a finite gradient for every tensor of the adapter")
+
+
+RULE = Rule("L908", "no-gradient", "error", live=live, modes=("F10", "F25"))

@@ -1,0 +1,66 @@
+"""# R801 state-missing
+
+## What it finds
+A checkpoint in the middle of a run without all that a resumption reads: the optimiser, the schedule of the learning
+rate, the state of the random numbers, or the trainer's own state.
+
+## Why it matters
+Transformers loads what it finds and says nothing of the rest. Without the optimiser's moments and the schedule the
+run goes on with a cold optimiser and a warm-up from the start: the loss jumps, and the result is another one than
+that of a run that was never stopped. The adapter in the checkpoint is not touched by this and can be merged.
+
+## How it is detected
+From the names of the files, where trainer_state.json says that steps were left: `optimizer.pt` (or `.bin`, or the
+folders of DeepSpeed and FSDP), `scheduler.pt`, `rng_state*.pth`. What the other checkpoints of the run have, such as
+`scaler.pt`, is expected here too. `save_only_model=True` leaves such checkpoints on purpose, so it is a warning.
+
+## How to fix
+Resume from the checkpoint before, or take this one as the start of a new run (`suture train --continue`), which says
+what it does not restore. Save checkpoints without `save_only_model` if you want to resume.
+
+## References
+- huggingface/transformers#24252, huggingface/transformers#24274: checkpoints that are not resumed whole
+- huggingface/peft#574: resuming an adapter
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from suture.rules.base import Rule, listed
+from suture.run_folder import STATE, RunFolder
+from suture.values import Finding
+
+SHARDED = ("global_step", "optimizer_", "pytorch_model_fsdp")
+PARTS = {"optimizer": "optimizer.pt", "scheduler": "scheduler.pt", "rng_state": "rng_state.pth"}
+OFTEN = ("scaler.pt", "training_args.bin")
+
+
+def check_run(run: RunFolder) -> Iterable[Finding]:
+    """At most one finding, with the files."""
+    if run.number is None:
+        return
+    if STATE not in run.files:
+        found = "there is no trainer_state.json: step, epoch and data order are not known"
+        yield RULE.finding(STATE, found, "the trainer's state", "Resume from the checkpoint before.")
+        return
+    step, last = run.state.get("global_step"), run.state.get("max_steps")
+    if isinstance(step, int) and isinstance(last, int) and 0 < last <= step:
+        return  # the run is over: nothing will be resumed
+    missing = [file for part, file in PARTS.items() if not _has(run, part)]
+    missing += [file for file in OFTEN if file in run.elsewhere and file not in run.files]
+    if missing:
+        yield RULE.finding(
+            missing[0],
+            f"{listed(missing)} not there, though {step} of {last} steps are done: a resumed run begins these anew",
+            "all of the trainer's state",
+            "Resume from the checkpoint before; the adapter itself is not touched by this.",
+        )
+
+
+def _has(run: RunFolder, part: str) -> bool:
+    sharded = part != "rng_state" and any(name.startswith(SHARDED) for name in run.folders)
+    return sharded or any(name.startswith(part) for name in run.files)
+
+
+RULE = Rule("R801", "state-missing", "warning", run=check_run, modes=("F52",))

@@ -1,0 +1,57 @@
+"""A model in a notebook, before it trains and before it is saved: the audit, and what its values and its base tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from suture.formats import base_on_disk
+from suture.training.audit import audit, coded
+from suture.training.compare import grouped, unsaved_rows
+from suture.training.live import Live, look
+from suture.values import Audit, Difference
+
+
+def examine(
+    model: Any, optimizer: torch.optim.Optimizer | None = None, *, batch: Mapping[str, Any] | None = None
+) -> Audit:
+    """The audit of a PeftModel, with what can go wrong when it is saved: rows that no file would hold, values that are
+    not finite, and factors that steps of the optimiser have not moved.
+
+    Args:
+        optimizer: the one that trains; whether it has made steps decides if zeros are a defect.
+        batch: keyword arguments of a forward pass that gives a loss. Default: random tokens.
+
+    Raises:
+        UsageError: the model has no LoRA adapter, or several active ones; or the probe needs a batch.
+    """
+    found = audit(model, optimizer, batch=batch)
+    live = look(model)
+    base = base_on_disk(str(live.config.get("base_model_name_or_path") or ""))
+    more = [
+        *coded("L909", unsaved_rows(live, base) if base is not None else ()),
+        *coded("N501", _not_finite(live)),
+        *coded("N502", _unmoved(live, optimizer) if optimizer is not None and optimizer.state else ()),
+    ]
+    return replace(found, differences=(*found.differences, *more))
+
+
+def _not_finite(live: Live) -> Iterable[Difference]:
+    bad = {key: p.numel() for key, p in live.unique().items() if not p.is_meta and not bool(p.isfinite().all())}
+    do = "Do not save this model: go back to a checkpoint from before the loss became NaN."
+    return grouped(live.arch, bad, "{what} not finite: {n} with NaN or infinite values among them", do)
+
+
+def _unmoved(live: Live, optimizer: torch.optim.Optimizer) -> Iterable[Difference]:
+    """Factors that are still zero although the optimiser has made steps."""
+    stepped = {id(p) for p in optimizer.state}
+    zero = {
+        key: p.numel()
+        for key, p in live.unique().items()
+        if ".lora_" in key and not p.is_meta and (id(p) in stepped or not stepped) and not bool(p.any())
+    }
+    do = "Look at the learning rate and at the gradients of these modules."
+    return grouped(live.arch, zero, "{what} still zero after steps of the optimiser: {n} that do nothing", do)
