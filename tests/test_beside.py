@@ -7,9 +7,10 @@ import json
 import pytest
 from rule_cases import BOTH, adapter, llama, tokenizer
 
-from suture.beside import AXOLOTL, MAX_BYTES, README, Beside, lines_of, look_beside
-from suture.errors import FormatError
+from suture.beside import AXOLOTL, MAX_BYTES, MAX_LINE, README, Beside, lines_of, look_beside
+from suture.errors import FormatError, InputError
 from suture.formats import read_adapter, read_checkpoint
+from suture.formats.listing import MERGE_RECORD, file_names
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +33,73 @@ def look(base, tuned, name=None) -> Beside:
         ("name:\n- a\n", None),
         ("  name: nested", None),
         ("name:a", None),
+        ("name: [a/b]", "a/b"),
+        ('name: [ "a b" ] # one', "a b"),
+        ("name: [a, b]", None),
+        ("name: []", None),
+        ("name: [a", None),
+        ("name: {a: b}", None),
+        ("name: >-\n  a\n", None),
+        ("name: *a", None),
+        ("name: \t ", None),
+        ("name: # only this", None),
     ],
 )
 def test_a_setting_of_one_line(text, value):
     assert lines_of(text).get("name") == value
+
+
+def test_a_long_line_is_no_setting():
+    """Blanks without end cost as much as any other letters: lines are cut, and not searched."""
+    blanks = "name: " + " " * MAX_BYTES + "a"
+    assert lines_of(f"{blanks}\nname: b\nlong: {'x' * MAX_LINE}\n") == {"name": "b"}
+    assert lines_of(f"name: {'x' * (MAX_LINE - 6)}")["name"]
+
+
+def test_what_cannot_be_read_is_passed_over(base, tmp_path):
+    tuned = read_adapter(adapter(tmp_path / "adapter", BOTH))
+    (tmp_path / "secret.yaml").write_text("adapter_name_or_path: a\n")
+    (tuned.folder / "leaves.yaml").symlink_to(tmp_path / "secret.yaml")
+    (tuned.folder / "nothing.yml").symlink_to(tmp_path / "nowhere")
+    (tuned.folder / README).symlink_to(tmp_path / "nowhere.md")
+    assert not any(look_beside(read_checkpoint(base), tuned).settings.values())
+
+
+def test_a_folder_that_cannot_be_listed_is_passed_over(base, tmp_path, monkeypatch):
+    tuned = read_adapter(adapter(tmp_path, BOTH))
+    for name in ("closed", "second"):
+        adapter(tmp_path / name, BOTH)
+
+    def names(folder):
+        if folder.name == "closed":
+            raise InputError("the folder cannot be listed")
+        return file_names(folder)
+
+    monkeypatch.setattr("suture.beside.file_names", names)
+    assert look_beside(read_checkpoint(base), tuned).other_adapters == ("second",)
+
+
+def test_a_broken_record_of_the_bases_merge_is_passed_over(tmp_path):
+    base = llama(tmp_path / "base")
+    (base / MERGE_RECORD).write_text("{")
+    assert look(base, adapter(tmp_path / "adapter", BOTH)).receipt == {}
+
+
+@pytest.mark.parametrize("number", ["²", "9" * 5000, "-1", "x"])
+def test_added_tokens_under_what_is_no_id(base, tmp_path, number):
+    config = {"eos_token": "b", "added_tokens_decoder": {number: {"content": "b"}}}
+    (adapter(tmp_path, BOTH) / "tokenizer_config.json").write_text(json.dumps(config))
+    tokens = look(base, tmp_path).tokens
+    assert tokens is not None
+    assert not tokens.ids
+
+
+def test_files_of_an_adapter_and_weights_that_nobody_merges(tmp_path):
+    base, tuned = llama(tmp_path / "base"), adapter(tmp_path / "adapter", BOTH)
+    for path in (base / "adapter_model.bin", base / "adapter_notes.md", tuned / "head.pt", tuned / "optimizer.pt"):
+        path.write_bytes(b"")
+    beside = look(base, tuned)
+    assert (beside.base_adapter, beside.unmerged) == (("adapter_model.bin",), ("head.pt",))
 
 
 def test_front_matter_and_axolotl_config(base, tmp_path):
@@ -57,7 +121,7 @@ def test_text_of_any_kind(base, tmp_path, raw):
 
 
 def test_nothing_beside(base, tmp_path):
-    assert look(base, adapter(tmp_path, BOTH)) == Beside()
+    assert look(base, adapter(tmp_path, BOTH)) == Beside(base_names=(str(base.resolve()), str(base)))
 
 
 def test_special_tokens(base, tmp_path):

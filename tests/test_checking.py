@@ -82,6 +82,43 @@ def test_a_checkpoint_with_its_base_is_both_a_pair_and_a_run(trained_run, tmp_pa
     assert "R801" in codes(found.findings)
 
 
+def test_a_pair_whose_adapter_is_the_top_of_a_run_is_no_check_of_its_checkpoints(trained_run, tmp_path):
+    run = Path(shutil.copytree(trained_run, tmp_path / "run"))
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(run / "checkpoint-6" / file, run)
+    (run / "checkpoint-4" / "optimizer.pt").unlink()
+    base = json.loads((run / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert not [f for f in check_files(base, run).findings if f.code[0] == "R"]
+    assert "R801" in codes(check_files(run).findings)
+
+
+def test_a_finished_model_that_a_trainer_left_its_state_beside_is_still_a_model(base, tmp_path):
+    folder = Path(shutil.copytree(base, tmp_path / "out"))
+    (folder / "trainer_state.json").write_text('{"global_step": 3, "log_history": []}')
+    (folder / "pytorch_model.bin").write_bytes(b"old")
+    found = check_files(folder)
+    assert "the model in" in found.subject
+    assert "W703" in codes(found.findings)
+
+
+def test_a_head_beside_an_adapter_makes_no_model(base, tmp_path):
+    tuned = adapter(tmp_path, BOTH, base_model_name_or_path=str(base))
+    shutil.copy(base / "config.json", tuned)
+    shutil.copy(tuned / "adapter_model.safetensors", tuned / "value_head.safetensors")
+    found = check_files(tuned)
+    assert found.kind == "pair"
+    assert not [f for f in found.findings if f.code[0] == "W"]
+
+
+def test_a_repair_that_is_in_sight_is_told(base, tmp_path):
+    good = adapter(tmp_path / "good", BOTH)
+    assert not check_files(base, good).repairs
+    ranks = check_files(base, adapter(tmp_path / "ranks", BOTH, r=16))
+    assert [r.code for r in ranks.repairs] == ["M304"]
+    strange = adapter(tmp_path / "strange", {f"encoder.{name}": array for name, array in BOTH.items()})
+    assert not check_files(base, strange).repairs
+
+
 def test_a_model_in_memory():
     found = suture.check(trained(wrapped()))
     assert codes(found) == {"L911"}

@@ -43,6 +43,17 @@ def test_sarif(folder):
     assert missing["partialFingerprints"] != news["partialFingerprints"]
 
 
+def test_the_line_of_a_field(folder):
+    (folder / "adapter_config.json").write_text(
+        '{\n  "peft_type": "LORA",\n  "rank_pattern": {\n    "r": 1\n  },\n  "r": 8\n}\n'
+    )
+    places = ["r", "rank_pattern", "peft_type, r", "nothing", ""]
+    found = [Finding("M304", "rank-mismatch", "error", f"adapter_config.json: {p}", "x", "", "") for p in places]
+    results = code_hosts.sarif(found, [folder], "0")["runs"][0]["results"]
+    assert [r["locations"][0]["physicalLocation"]["region"]["startLine"] for r in results] == [6, 3, 2, 1, 1]
+    assert "line=3,title" in code_hosts.github(found, [folder])[1]
+
+
 def test_sarif_without_findings_is_a_whole_log(folder):
     (run,) = code_hosts.sarif([], [folder], "1.2")["runs"]
     assert run["results"] == []
@@ -58,10 +69,29 @@ def test_every_rule_can_be_told(folder):
 def test_annotations_escape_what_github_reads_as_syntax(folder):
     first, second = code_hosts.github([MISSING, NEWS], [folder])
     assert first.startswith(
-        "::error file=tuned/adapter_model.safetensors,title=M302 factor-missing::q.lora_B: gone, 100 %25"
+        "::error file=tuned/adapter_model.safetensors,line=1,title=M302 factor-missing::q.lora_B: gone, 100 %25"
     )
-    assert second.startswith("::notice file=tuned,title=T401 tied-apart::lm_head.weight: they%0Apart")
+    assert second.startswith("::notice file=tuned,line=1,title=T401 tied-apart::lm_head.weight: they%0Apart")
     assert "\n" not in first + second
+
+
+def test_a_place_that_is_no_path(folder):
+    """Names of tensors can be longer than a file system allows."""
+    long = Finding("M303", "shape-mismatch", "error", "a." * 3000, "f", "e", "d")
+    (line,) = code_hosts.github([long], [folder])
+    assert line.startswith("::error file=tuned,")
+    code_hosts.sarif([long], [folder], "0")
+
+
+def test_a_link_is_called_by_its_own_name(tmp_path, monkeypatch):
+    """The Hub's cache is made of links to files that are named by their hash."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "3f2a").touch()
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot" / "adapter_model.safetensors").symlink_to("../blobs/3f2a")
+    (line,) = code_hosts.github([MISSING], [tmp_path / "snapshot"])
+    assert "file=snapshot/adapter_model.safetensors," in line
 
 
 def test_a_path_with_a_comma_or_a_colon(tmp_path, monkeypatch):
@@ -69,4 +99,4 @@ def test_a_path_with_a_comma_or_a_colon(tmp_path, monkeypatch):
     odd = tmp_path / "a,b:c"
     odd.mkdir()
     (line,) = code_hosts.github([NEWS], [odd])
-    assert "file=a%2Cb%3Ac,title" in line
+    assert "file=a%2Cb%3Ac,line=1,title" in line

@@ -57,7 +57,7 @@ MAY_IMPORT = {
     "checking": [
         *["values", "errors", "formats", "arch", "model_folder", "run_folder", "rules", "pipeline", "training"],
     ],
-    "separation": ["values", "errors", "rewriting", "rules"],
+    "separation": ["values", "errors", "rewriting", "targets", "rules"],
     "repairing": [
         *["values", "errors", "formats", "equality", "planning", "rules", "execute", "verification", "pipeline"],
         *["separation"],

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import tiny
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
@@ -16,7 +17,7 @@ from zoo import FAMILIES, load
 
 import suture
 from suture import pipeline
-from suture.measures import STRIPE_ROWS, STRIPES, stripes
+from suture.measures.sampling import STRIPE_ROWS, STRIPES, stripes
 from suture.values import Options
 
 
@@ -27,7 +28,7 @@ def base(tmp_path_factory):
 
 
 def measures(base, tuned):
-    case = pipeline.load_case(base, tuned, Options(), pipeline.Reading(), deep=True, measured=True)
+    case = pipeline.load_case(base, tuned, Options(), pipeline.Reading(), "samples")
     assert case.measures is not None
     return case.measures
 
@@ -48,7 +49,7 @@ def test_stripes(n_rows):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "gpt-oss"])
 def test_matrices_that_are_measured_whole(base_of, tmp_path, monkeypatch, family):
     """Against the merged files: every orientation, fused experts, experts of their own."""
-    monkeypatch.setattr("suture.measures.STRIPES", 1 << 20)  # all rows
+    monkeypatch.setattr("suture.measures.sampling.STRIPES", 1 << 20)  # all rows
     fused = {"target_parameters": ["down_proj"]} if family in ("mixtral", "gpt-oss") else {}
     targets = ["c_attn", "c_proj"] if family == "gpt2" else ["q_proj"]
     live = get_peft_model(load(FAMILIES[family], base_of(family)), LoraConfig(r=2, target_modules=targets, **fused))
@@ -77,6 +78,39 @@ def test_values_that_are_not_numbers_disturb_nothing(base, tmp_path):
 
 def test_a_merge_does_not_measure(base, tmp_path):
     tuned = adapter(tmp_path, {**BOTH, "model.norm.weight": random(HIDDEN)}, modules_to_save=["model.norm"])
-    case = pipeline.load_case(base, tuned, Options(), pipeline.Reading(), deep=True)
+    case = pipeline.load_case(base, tuned, Options(), pipeline.Reading(), "values")
     assert case.measures is None
     assert not [f for f in suture.check(base, tuned) if f.code.startswith("N50")]
+
+
+def test_a_list_of_many_tokens(base_of, tmp_path):
+    """More tokens than are looked at; and every kind of row that a sample may hold twice."""
+    live = get_peft_model(
+        load(FAMILIES["llama"], base_of("llama")),
+        LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=list(range(90, 10, -1))),
+    )
+    for name, parameter in live.named_parameters():
+        if "trainable_tokens" in name:
+            parameter.data += 0.1 * parameter.data.std() * torch.randn(parameter.shape)
+    live.save_pretrained(tmp_path)
+    (seen,) = measures(base_of("llama"), tmp_path).places
+    assert (seen.is_whole, seen.n_astray) == (False, 0)
+    assert 10 < seen.n_looked_at < 80
+    assert 0.9 < seen.length < 1.1
+
+
+def test_dora_before_it_is_stretched(base_of, tmp_path):
+    """Against the product of PEFT's own factors, on layers in both orientations and on an embedding."""
+    live = tiny.trained(
+        get_peft_model(
+            load(FAMILIES["gpt2"], base_of("gpt2")), LoraConfig(r=2, use_dora=True, target_modules=["c_attn", "wte"])
+        )
+    )
+    live.save_pretrained(tmp_path)
+    turns = {turn.tensor: turn.ratio for turn in measures(base_of("gpt2"), tmp_path).turns}
+    layers = {name: module for name, module in live.named_modules() if hasattr(module, "get_delta_weight")}
+    assert len(turns) == len(layers)
+    for name, layer in layers.items():
+        weight = layer.get_base_layer().weight.detach()
+        expected = float(layer.get_delta_weight("default").detach().norm() / weight.norm())
+        assert np.isclose(turns[name.removeprefix("base_model.model.") + ".weight"], expected, rtol=1e-4), name

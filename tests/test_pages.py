@@ -33,8 +33,16 @@ def test_a_methods_page(name):
 
 
 def test_a_page_tells_whether_a_rule_can_be_ignored():
-    assert "--ignore M305" in pages.explain("M305").splitlines()[2]
-    assert "--ignore" not in pages.explain("M301").splitlines()[2]
+    assert "unless `--ignore M305` is passed" in pages.explain("M305").partition("## ")[0]
+    assert "--ignore" not in pages.explain("M301").partition("## ")[0]
+
+
+def test_a_page_tells_what_the_rule_looks_at_and_what_it_stops():
+    assert "Looks at a finished model." in pages.explain("W701")
+    assert "Stops a merge" not in pages.explain("W701").partition("## ")[0], "no merge looks at it"
+    assert "Stops a merge" not in pages.explain("A204").partition("## ")[0], "a warning"
+    assert "`suture fix` can repair it" in pages.explain("M301")
+    assert "--deep" in pages.explain("N501").partition("## ")[0]
 
 
 @pytest.mark.parametrize("asked", ["t401", "T401", " T401 ", "tied-apart", "TIED-APART"])

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from rule_cases import adapter, pair
 from safetensors.torch import load_file, save_file
 from tiny import make_base, trained, wrapped
 from transformers import AutoModelForCausalLM
+from zoo import FAMILIES, load
 
 import suture
-from suture.errors import OutputExists, UsageError
+from suture.errors import OutputError, OutputExists, UsageError
 from suture.verification import LogitsSettings
 
 FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -59,7 +61,6 @@ def same(one: Path, other: Path) -> bool:
     [
         lambda n: n.replace(PREFIX + "model.", PREFIX),
         lambda n: n.removeprefix(PREFIX),
-        lambda n: PREFIX + n,
         lambda n: n.replace(PREFIX, PREFIX + "_orig_mod."),
         lambda n: n.replace("base_model.", "module.base_model."),
         lambda n: n.replace(".weight", ".default.weight"),
@@ -67,7 +68,7 @@ def same(one: Path, other: Path) -> bool:
         lambda n: n.replace(PREFIX + "model.", PREFIX + "model.language_model."),
         lambda n: n.removeprefix(PREFIX).replace(".weight", ".default.weight"),
     ],
-    ids=["level", "bare", "doubled", "compiled", "ddp", "named", "named twice", "generation", "two at once"],
+    ids=["level", "bare", "compiled", "ddp", "named", "named twice", "generation", "two at once"],
 )
 def test_names_are_put_right_by_one_rule(base, healthy, tmp_path, rename):
     broken = damaged(healthy, tmp_path / "broken", rename)
@@ -78,6 +79,55 @@ def test_names_are_put_right_by_one_rule(base, healthy, tmp_path, rename):
     assert any(f.code == "M301" for f in found.before)
     assert same(healthy, tmp_path / "out")
     assert {p.name: p.read_bytes() for p in broken.iterdir()} == before
+
+
+def test_a_doubled_prefix_may_mean_that_another_adapter_was_lost(base, healthy, tmp_path):
+    broken = damaged(healthy, tmp_path / "broken", lambda n: PREFIX + n)
+    found = suture.fix(base, broken, tmp_path / "out")
+    assert not found.ok
+    assert "first adapter" in found.possible[0].assumes
+    assert suture.fix(base, broken, tmp_path / "out", unsafe=True).ok
+    assert same(healthy, tmp_path / "out")
+
+
+def test_patterns_that_name_modules_by_their_old_paths_keep_their_meaning(base, tmp_path):
+    """alpha 64 belongs to one module, whatever the module is called."""
+    path = "model.layers.0.self_attn.q_proj"
+    whole = saved(tmp_path / "whole", alpha_pattern={path: 64}, exclude_modules=["model.layers.1.self_attn.v_proj"])
+    old = {"alpha_pattern": {"backbone." + path.removeprefix("model."): 64}}
+    old["exclude_modules"] = ["backbone.layers.1.self_attn.v_proj"]
+    broken = damaged(whole, tmp_path / "broken", lambda n: n.replace(PREFIX + "model.", PREFIX + "backbone."), **old)
+    found = suture.fix(base, broken, tmp_path / "out", unsafe=True)
+    assert found.ok, found.after
+    assert torch.equal(logits(base, whole), logits(base, tmp_path / "out"))
+
+
+def test_patterns_that_name_modules_as_they_should_be_called_stay(base, tmp_path):
+    whole = saved(tmp_path / "whole", alpha_pattern={"model.layers.0.self_attn.q_proj": 64, "v_proj": 2})
+    broken = damaged(whole, tmp_path / "broken", lambda n: n.replace(PREFIX + "model.", PREFIX))
+    found = suture.fix(base, broken, tmp_path / "out")
+    assert found.ok, found.after
+    assert torch.equal(logits(base, whole), logits(base, tmp_path / "out"))
+
+
+def test_the_order_of_patterns_is_kept(base, healthy, tmp_path):
+    """Of patterns that match the same module, the first one counts."""
+    patterns = {"q_proj": 8, "layers.0.self_attn.q_proj": 64}
+    broken = damaged(healthy, tmp_path / "broken", lambda n: n.removeprefix(PREFIX), alpha_pattern=patterns)
+    suture.fix(base, broken, tmp_path / "out")
+    assert list(json.loads((tmp_path / "out" / CONFIG).read_text())["alpha_pattern"]) == list(patterns)
+
+
+def test_a_repair_that_would_break_something_else_is_not_made(base, healthy, tmp_path):
+    """A module in full and with LoRA: PEFT cannot hold both, whatever the config says."""
+    broken = damaged(healthy, tmp_path / "broken")
+    tensors = load_file(broken / FILE)
+    tensors[PREFIX + "model.layers.0.self_attn.q_proj.weight"] = torch.randn(32, 32)
+    save_file(tensors, broken / FILE)
+    found = suture.fix(base, broken, tmp_path / "out", unsafe=True)
+    assert not found.ok
+    assert not found.repairs
+    assert not (tmp_path / "out").exists()
 
 
 def test_tensors_that_are_there_twice_are_kept_once(base, healthy, tmp_path):
@@ -150,6 +200,16 @@ def test_a_flag_that_contradicts_the_layers(base, healthy, tmp_path):
     assert not found.after
 
 
+def test_biases_of_the_factors(base_of, tmp_path):
+    family = FAMILIES["qwen2"]
+    live = get_peft_model(load(family, base_of("qwen2")), LoraConfig(r=2, target_modules=["q_proj"], lora_bias=True))
+    trained(live).save_pretrained(tmp_path / "whole")
+    broken = damaged(tmp_path / "whole", tmp_path / "broken", lora_bias=False)
+    found = suture.fix(base_of("qwen2"), broken, tmp_path / "out")
+    assert found.ok, found.after
+    assert json.loads((tmp_path / "out" / CONFIG).read_text())["lora_bias"] is True
+
+
 def test_experts_that_are_called_as_another_version_calls_them(base_of, tmp_path):
     """An adapter for the experts of Mixtral, as they lie on the disk, in the words of Qwen."""
     names = [f"model.layers.{n}.block_sparse_moe.experts.{e}" for n in (0, 1) for e in range(4)]
@@ -199,6 +259,27 @@ def test_separated_ends_are_merged_rightly_by_peft_too(base, tmp_path):
     assert torch.allclose(merged(tmp_path / "out"), expected, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": r".*(q_proj|lm_head)", "exclude_modules": r".*v_proj"},
+        {"target_modules": ["q_proj", "lm_head"], "rank_pattern": {"lm_head": 2}, "alpha_pattern": {"q_proj": 3}},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["q_proj"], "trainable_token_indices": {"lm_head": [4, 7], "embed_tokens": [3]}},
+    ],
+    ids=["patterns", "ranks", "embedding", "tokens"],
+)
+def test_what_is_separated_loads_without_a_word(base, tmp_path, settings):
+    tied = saved(tmp_path / "tied", **settings)
+    found = suture.fix(base, tied, tmp_path / "out", separate=True)
+    assert not [f for f in found.after if f.severity != "info"]
+    assert "--separate" not in " ".join(f.do for f in found.after)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        assert torch.allclose(logits(base, tmp_path / "out"), logits(base, tied), atol=1e-5)
+
+
 def test_separating_what_is_not_tied_apart_is_refused(base, healthy, tmp_path):
     with pytest.raises(UsageError, match="no tied parameters come apart"):
         suture.fix(base, healthy, tmp_path / "out", separate=True)
@@ -232,6 +313,15 @@ def test_what_lies_beside_comes_along_and_what_does_not_is_told(base, healthy, t
     found = suture.fix(base, broken, tmp_path / "out")
     assert (tmp_path / "out" / "tokenizer_config.json").read_text() == '{"chat_template": "x"}'
     assert found.left_behind == ("value_head.safetensors",)
+
+
+def test_an_output_inside_of_what_is_read(base, healthy, tmp_path):
+    broken = damaged(healthy, tmp_path / "broken", lambda n: n.removeprefix(PREFIX))
+    for inside in (broken / "fixed", base / "fixed"):
+        with pytest.raises(OutputError, match="inside of"):
+            suture.fix(base, broken, inside)
+        with pytest.raises(OutputError, match="inside of"):
+            suture.merge(base, healthy, healthy / "merged")
 
 
 def test_an_output_with_files_is_left_alone(base, healthy, tmp_path):

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from suture.arch import describe
 from suture.errors import UsageError
-from suture.formats import base_on_disk, hub, kind_of
+from suture.formats import base_on_disk, hub, parts_of, read_adapter
+from suture.formats.kind import checkpoints_below
 from suture.model_folder import read_model_folder
-from suture.pipeline import Reading, load_case, make_case
-from suture.rules import RULES, diagnose, diagnose_live, diagnose_model, diagnose_run, ordered
-from suture.rules.base import Case
-from suture.run_folder import RunFolder, read_run_folder
-from suture.values import Adapter, Checkpoint, Finding, Options
+from suture.pipeline import Depth, Reading, load_case, make_case
+from suture.rules import RULES, diagnose, diagnose_live, diagnose_model, diagnose_run, ordered, repairs
+from suture.run_folder import read_run_folder
+from suture.values import Finding, Options, Repair
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +50,7 @@ class Checked:
     subject: str  # what was looked at, in words
     folders: tuple[Path, ...]  # that places in the findings are relative to
     findings: tuple[Finding, ...]
+    repairs: tuple[Repair, ...] = ()  # that `suture fix` could make
 
     def count(self, severity: str) -> int:
         """Number of findings of this severity."""
@@ -111,54 +112,55 @@ def check_files(
 
 
 def _check_pair(base: str | Path, adapter: str | Path, options: Options, reading: Reading, *, deep: bool) -> Checked:
-    """The pair's rules, and those on the trainer's files where the adapter is a checkpoint."""
-    case = load_case(base, adapter, options, reading, deep=deep, measured=deep)
-    findings = diagnose(case)
-    if kind_of(case.adapter.folder) == "run":
-        runs = read_run_folder(case.adapter.folder, deep=deep)
-        findings = ordered((*findings, *(f for run in runs for f in diagnose_run(run))))
-    folders = (case.adapter.folder, case.checkpoint.folder)
-    return Checked("pair", f"{folders[0]} on {folders[1]}", folders, findings)
+    """The pair's rules, and those on the trainer's files where the adapter is a checkpoint itself."""
+    case = load_case(base, adapter, options, reading, _depth(deep))
+    findings, folder = diagnose(case), case.adapter.folder
+    if "run" in parts_of(folder) and not checkpoints_below(folder):
+        alone = [f for run in read_run_folder(folder, deep=deep) for f in diagnose_run(run) if f.code != WITHOUT_BASE]
+        findings = ordered((*findings, *alone))
+    folders = (folder, case.checkpoint.folder)
+    return Checked("pair", f"{folders[0]} on {folders[1]}", folders, findings, repairs(case))
 
 
 def _check_alone(source: str | Path, options: Options, reading: Reading, *, deep: bool) -> Checked:
     folder = hub.locate(source, reading.base_revision, allow_pickle=reading.allow_pickle)
-    kind = kind_of(folder)
-    if kind == "run":
-        return _check_runs(folder, options, deep=deep)
-    if kind == "adapter":
+    parts = parts_of(folder)
+    if parts == {"adapter"}:
         return _check_adapter(folder, options, reading, deep=deep)
-    model = read_model_folder(folder, deep=deep)
-    return Checked("model", f"the model in {folder}", (folder,), diagnose_model(model))
-
-
-def _check_runs(folder: Path, options: Options, *, deep: bool) -> Checked:
-    """Every checkpoint of a run for itself, and with its base where that lies on this disk."""
-    runs = read_run_folder(folder, deep=deep)
     findings: list[Finding] = []
-    n_bases = 0
+    told = []
+    if "run" in parts:
+        found, words = _check_runs(folder, options, deep=deep)
+        findings += found
+        told.append(words)
+    if "model" in parts or not parts:
+        findings += diagnose_model(read_model_folder(folder, deep=deep))
+        told.append(f"the model in {folder}")
+    return Checked("run" if "run" in parts else "model", " and ".join(told), (folder,), ordered(findings))
+
+
+def _check_runs(folder: Path, options: Options, *, deep: bool) -> tuple[list[Finding], str]:
+    """Every checkpoint of a run for itself, and with its base where that lies on this disk; and what that was."""
+    runs = read_run_folder(folder, deep=deep)
+    named = {run.folder: str(run.adapter.config.get("base_model_name_or_path") or "") for run in runs if run.adapter}
+    bases = {name: base for name in sorted(set(named.values())) if (base := base_on_disk(name)) is not None}
+    archs = {name: describe(base.config, base.tensors) for name, base in bases.items()}
+    findings: list[Finding] = []
     for run in runs:
-        paired = _with_its_base(run, options, deep=deep)
-        n_bases += paired is not None
-        alone = [f for f in diagnose_run(run) if paired is None or f.code != WITHOUT_BASE]
-        findings += [_below(f, run.folder, folder) for f in (*alone, *(paired or ()))]
+        name = named.get(run.folder, "")
+        alone = diagnose_run(run)
+        if run.adapter is not None and name in bases:
+            paired = diagnose(make_case(bases[name], run.adapter, archs[name], options, _depth(deep)))
+            alone = (*(f for f in alone if f.code != WITHOUT_BASE), *paired)
+        findings += [_below(f, run.folder, folder) for f in alone]
     noun = "checkpoint" if len(runs) == 1 else "checkpoints"
-    base = "with the base" if n_bases == len(runs) else "without the base, which is not on this disk"
-    return Checked("run", f"{len(runs)} {noun} in {folder}, {base}", (folder,), ordered(findings))
-
-
-def _with_its_base(run: RunFolder, options: Options, *, deep: bool) -> tuple[Finding, ...] | None:
-    """The pair's findings for a checkpoint's adapter; None where there is no adapter or no base to be found."""
-    if run.adapter is None:
-        return None
-    base = base_on_disk(str(run.adapter.config.get("base_model_name_or_path") or ""))
-    return None if base is None else diagnose(_case(base, run.adapter, options, deep=deep))
+    whole = all(named.get(run.folder) in bases for run in runs)
+    with_base = "with the base" if whole else "without the base, which is not on this disk"
+    return findings, f"{len(runs)} {noun} in {folder}" + (f", {with_base}" if named else "")
 
 
 def _check_adapter(folder: Path, options: Options, reading: Reading, *, deep: bool) -> Checked:
     """An adapter that was named alone, with the base that its config names, if that lies on this disk."""
-    from suture.formats import read_adapter
-
     adapter = read_adapter(folder, name=reading.adapter_name, allow_pickle=reading.allow_pickle)
     named = str(adapter.config.get("base_model_name_or_path") or "")
     base = base_on_disk(named)
@@ -169,13 +171,13 @@ def _check_adapter(folder: Path, options: Options, reading: Reading, *, deep: bo
             expected="the base model, then the adapter",
             do=f"suture check BASE {folder}",
         )
-    case = _case(base, adapter, options, deep=deep)
+    case = make_case(base, adapter, describe(base.config, base.tensors), options, _depth(deep))
     folders = (adapter.folder, base.folder)
-    return Checked("pair", f"{folder} on {base.folder}, which its config names", folders, diagnose(case))
+    return Checked("pair", f"{folder} on {base.folder}, which its config names", folders, diagnose(case), repairs(case))
 
 
-def _case(base: Checkpoint, adapter: Adapter, options: Options, *, deep: bool) -> Case:
-    return make_case(base, adapter, describe(base.config, base.tensors), options, deep=deep, measured=deep)
+def _depth(deep: bool) -> Depth:
+    return "samples" if deep else "headers"
 
 
 def _check_live(

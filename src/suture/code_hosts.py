@@ -7,6 +7,8 @@ Annotations: https://docs.github.com/actions/reference/workflow-commands-for-git
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from suture.rules import RULES
 from suture.values import Finding, Severity
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+MAX_JSON_BYTES = 1 << 20  # of a file in which a line is looked for
 LEVELS: dict[Severity, str] = {"error": "error", "warning": "warning", "info": "note"}
 COMMANDS: dict[Severity, str] = {"error": "error", "warning": "warning", "info": "notice"}
 
@@ -39,12 +42,11 @@ def github(findings: Iterable[Finding], folders: Sequence[Path]) -> list[str]:
     """One workflow command a finding, which GitHub shows beside the file."""
     lines = []
     for finding in findings:
-        path, place = _location(finding.where, folders)
+        path, place, row = _location(finding.where, folders)
         text = f"{place}: {message(finding)}" if place else message(finding)
         title = _escaped(f"{finding.code} {finding.name}", in_property=True)
-        lines.append(
-            f"::{COMMANDS[finding.severity]} file={_escaped(path, in_property=True)},title={title}::{_escaped(text)}"
-        )
+        at = f"file={_escaped(path, in_property=True)},line={row}"
+        lines.append(f"::{COMMANDS[finding.severity]} {at},title={title}::{_escaped(text)}")
     return lines
 
 
@@ -67,8 +69,9 @@ def _rule(code: str) -> dict[str, Any]:
 
 
 def _result(finding: Finding, index: int, folders: Sequence[Path]) -> dict[str, Any]:
-    path, place = _location(finding.where, folders)
-    location: dict[str, Any] = {"physicalLocation": {"artifactLocation": {"uri": quote(path)}}}
+    path, place, row = _location(finding.where, folders)
+    physical = {"artifactLocation": {"uri": quote(path)}, "region": {"startLine": row}}
+    location: dict[str, Any] = {"physicalLocation": physical}
     if place:
         location["logicalLocations"] = [{"fullyQualifiedName": place}]
     same = hashlib.sha256(f"{finding.code}\0{finding.where}".encode()).hexdigest()
@@ -82,19 +85,37 @@ def _result(finding: Finding, index: int, folders: Sequence[Path]) -> dict[str, 
     }
 
 
-def _location(where: str, folders: Sequence[Path]) -> tuple[str, str]:
-    """The file that a finding is in, from the current folder where it lies below that, and the place in it."""
+def _location(where: str, folders: Sequence[Path]) -> tuple[str, str, int]:
+    """The file that a finding is in (from the current folder, if it lies below that), the place in it, and its line."""
     first, _, place = where.partition(": ")
-    if Path(first).is_absolute() and Path(first).exists():
-        return _from_here(Path(first)), place
-    for folder in folders:
-        if first and (folder / first).exists():
-            return _from_here(folder / first), place
-    return _from_here(folders[0]), where
+    for path in (folder / first for folder in folders if first):  # of an absolute path the folder is dropped
+        if _is_there(path):
+            return _from_here(path), place, _line(path, place)
+    return _from_here(folders[0]), where, 1
+
+
+def _line(path: Path, place: str) -> int:
+    """The line of a JSON file that a field stands in; 1 for all else: code hosts want a line of every file."""
+    field = re.split(r"[.:,\s]", place)[0]
+    if path.suffix != ".json" or not field or path.stat().st_size > MAX_JSON_BYTES:
+        return 1
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    fields = ((len(text) - len(text.lstrip()), n, text.lstrip()) for n, text in enumerate(lines, 1))
+    indents = [(indent, n) for indent, n, text in fields if text.startswith(f'"{field}"')]
+    return min(indents, default=(0, 1))[1]  # the outermost, if several levels have such a field
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a place that is no path can be too long for one
+        return False
 
 
 def _from_here(path: Path) -> str:
-    path, here = path.resolve(), Path.cwd()
+    """From the current folder, where it lies below that. Links stay: a code host knows them by their names."""
+    path = Path(os.path.abspath(path))  # noqa: PTH100 - Path.resolve would follow links
+    here = Path.cwd()
     return (path.relative_to(here) if path.is_relative_to(here) else path).as_posix()
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from suture.arch import describe
 from suture.errors import FormatError, InputError, MissingExtra
 from suture.formats import TensorReader, file_sha256, hub
+from suture.formats.attempt import attempt
 from suture.formats.checkpoint import CONFIG, INDEX, SINGLE
 from suture.formats.dtypes import DTYPES
 from suture.formats.files import inside
@@ -22,8 +23,6 @@ from suture.formats.safetensors import read_header
 from suture.formats.sameness import count_not_finite, same_bytes
 from suture.formats.vocabulary import read_vocabulary
 from suture.values import Arch, Json, Part, TensorInfo
-
-T = TypeVar("T")
 
 TEMPLATE = "chat_template.jinja"
 DOCUMENTS = (
@@ -56,7 +55,9 @@ class ModelFolder:
     quantized: Quantized = field(default_factory=lambda: find_quantized({}))
     vocabulary: Mapping[str, int] | None = None  # token → id, of the tokenizer in the folder
     template: str | None = None  # of chat_template.jinja
-    same: Mapping[tuple[str, str], bool] = field(default_factory=dict)  # two tensors of one vocabulary → whether equal
+    same: Mapping[tuple[str, str], bool] = field(
+        default_factory=dict
+    )  # two tensors of one vocabulary → equal, as far as read
     not_finite: Mapping[str, tuple[int, int]] | None = None  # tensor → NaN, infinite; None when only headers were read
     sha256: Mapping[str, str] | None = None  # of the files that a merge's record names; None as above
 
@@ -74,7 +75,8 @@ def read_model_folder(source: str | Path, *, revision: str | None = None, deep: 
     Args:
         source: a folder, or the id of a Hub repository.
         revision: branch, tag or commit of the Hub repository.
-        deep: read all values too: NaN and infinities, and the hashes of a merge's record.
+        deep: read all values too: NaN and infinities, both ends of the vocabulary to their last byte, and the hashes of
+            a merge's record.
 
     Raises:
         InputError: the source does not exist or cannot be listed.
@@ -85,8 +87,8 @@ def read_model_folder(source: str | Path, *, revision: str | None = None, deep: 
     _require_model(folder, sizes)
     bad = {name: "a link to nothing, or no regular file" for name, size in sizes.items() if size is None}
     files = {name: size for name, size in sizes.items() if size is not None}
-    config = _try(bad, CONFIG, partial(_config, folder, sizes)) or {}
-    found = {n: _try(bad, n, partial(_document, folder, n)) for n in DOCUMENTS if n in files}
+    config = attempt(bad, CONFIG, partial(_config, folder, sizes)) or {}
+    found = {n: attempt(bad, n, partial(_document, folder, n)) for n in DOCUMENTS if n in files}
     documents = {name: data for name, data in found.items() if data is not None}
     headers = _headers(folder, files, bad)
     weights = _weights(headers, documents, bad)
@@ -108,9 +110,9 @@ def read_model_folder(source: str | Path, *, revision: str | None = None, deep: 
             missing=_missing(config, arch) if arch and not _is_cut(headers, documents, bad) else (),
             flags=_flags(config, tensors, arch) if arch else {},
             quantized=quantized,
-            vocabulary=_try(bad, "tokenizer.json", partial(_vocabulary, folder)),
-            template=_try(bad, TEMPLATE, partial(_text, folder, TEMPLATE)) if TEMPLATE in files else None,
-            same=_compare(arch, tensors, reader) if arch else {},
+            vocabulary=attempt(bad, "tokenizer.json", partial(_vocabulary, folder)),
+            template=attempt(bad, TEMPLATE, partial(_text, folder, TEMPLATE)) if TEMPLATE in files else None,
+            same=_compare(arch, tensors, reader, deep=deep) if arch else {},
             not_finite=_values(tensors, reader) if deep else None,
             sha256=_hashes(folder, files, documents) if deep else None,
         )
@@ -130,15 +132,6 @@ def _require_model(folder: Path, sizes: Mapping[str, int | None]) -> None:
 
 def _is_weights(name: str) -> bool:
     return name.endswith(".safetensors") and "/" not in name and not name.startswith(".") and not is_private(name)
-
-
-def _try(bad: dict[str, str], name: str, read: Callable[[], T]) -> T | None:
-    """The result of reading a file; None, and an entry in `bad`, where that is refused."""
-    try:
-        return read()
-    except InputError as error:
-        bad[name] = error.found
-        return None
 
 
 def _config(folder: Path, sizes: Mapping[str, int | None]) -> dict[str, Any]:
@@ -169,7 +162,7 @@ def _text(folder: Path, name: str) -> str:
 
 def _headers(folder: Path, files: Mapping[str, int], bad: dict[str, str]) -> dict[str, tuple[TensorInfo, ...]]:
     names = [name for name in files if _is_weights(name)]
-    headers = {name: _try(bad, name, partial(read_header, folder, name)) for name in names}
+    headers = {name: attempt(bad, name, partial(read_header, folder, name)) for name in names}
     return {name: header.tensors for name, header in headers.items() if header is not None}
 
 
@@ -252,7 +245,9 @@ def _is_spare(path: tuple[str, ...]) -> bool:
     return any(word in key for key in path for word in _NO_TEXT)
 
 
-def _compare(arch: Arch, tensors: Mapping[str, TensorInfo], reader: TensorReader) -> dict[tuple[str, str], bool]:
+def _compare(
+    arch: Arch, tensors: Mapping[str, TensorInfo], reader: TensorReader, *, deep: bool
+) -> dict[tuple[str, str], bool]:
     """Stored tensors of one tie, or of the two ends of the vocabulary: pairs, and whether they are equal."""
     stored: dict[str, TensorInfo] = {}
     for part in arch.parts:
@@ -267,7 +262,7 @@ def _compare(arch: Arch, tensors: Mapping[str, TensorInfo], reader: TensorReader
         found = [stored[m] for m in members if m in stored]
         for other in found[1:]:
             if other.name != found[0].name:
-                same[found[0].name, other.name] = same_bytes(reader, found[0], reader, other)
+                same[found[0].name, other.name] = same_bytes(reader, found[0], reader, other, sampled=not deep)
     return same
 
 

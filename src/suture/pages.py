@@ -6,6 +6,7 @@ import difflib
 import importlib
 import inspect
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +17,12 @@ from suture.rules import RULES
 from suture.rules.base import Rule
 from suture.values import Severity
 
-LOOKS_AT = ("pair", "model", "run", "live")
+LOOKS_AT = {
+    "pair": "a base with an adapter",
+    "model": "a finished model",
+    "run": "a trainer's checkpoint",
+    "live": "a model in memory",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +81,7 @@ def rules() -> tuple[RuleRow, ...]:
             name=rule.name,
             severity=rule.severity,
             family=FAMILIES[rule.code[0]],
-            looks_at=tuple(word for word in LOOKS_AT if getattr(rule, word) is not None),
+            looks_at=looks_at(rule),
             deep=rule.deep,
             fix=rule.fix is not None,
             modes=rule.modes,
@@ -141,11 +147,25 @@ def explain(code: str) -> str:
 
 
 def _rule_page(rule: Rule) -> str:
-    """The page, with a line below its title that tells how severe the rule is."""
+    """The page, with lines below its title that tell how severe the rule is, what it looks at, and what it stops."""
     title, _, rest = _docstring(module_of(rule)).partition("\n")
-    effect = f"Stops a merge, unless `--ignore {rule.code}` is passed." if rule.may_ignore else "Stops a merge."
-    severity = f"*{rule.severity.capitalize()}.* {effect if rule.severity == 'error' else 'A merge goes on.'}"
-    return f"{title}\n\n{severity}\n{rest}\n"
+    told = [f"*{rule.severity.capitalize()}.* Looks at {_joined([LOOKS_AT[w] for w in looks_at(rule)])}."]
+    if rule.pair and rule.severity == "error":
+        told.append(f"Stops a merge, unless `--ignore {rule.code}` is passed." if rule.may_ignore else "Stops a merge.")
+    if rule.deep:
+        told.append("Needs values: `--deep`.")
+    if rule.fix:
+        told.append("`suture fix` can repair it.")
+    return "\n".join([title, "", *told, rest, ""])
+
+
+def looks_at(rule: Rule) -> tuple[str, ...]:
+    """What a rule looks at: pair, model, run, live."""
+    return tuple(word for word in LOOKS_AT if getattr(rule, word) is not None)
+
+
+def _joined(words: Sequence[str]) -> str:
+    return " and ".join((", ".join(words[:-1]), words[-1])) if len(words) > 1 else words[0]
 
 
 def module_of(rule: Rule) -> str:

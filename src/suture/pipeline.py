@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from suture.arch import describe
 from suture.beside import look_beside
 from suture.equality import Equality
-from suture.errors import Findings, SutureError
+from suture.errors import Findings, OutputError, SutureError
 from suture.formats import file_sha256, fingerprint, read_adapter, read_checkpoint
-from suture.formats.ledger import read_ledger
+from suture.formats.ledger import ledger_or_problem
 from suture.measures import measure
 from suture.planning import Identity, build_plan, draft_operations, settle
 from suture.resolve import resolve
@@ -34,6 +34,7 @@ from suture.values import (
 if TYPE_CHECKING:
     from suture.verification import LogitsSettings
 
+Depth = Literal["headers", "values", "samples"]
 Progress = Callable[[str, int, int], None]  # stage, bytes done since the last call, bytes in all
 
 
@@ -62,35 +63,34 @@ def load_case(
     adapter: str | Path,
     options: Options,
     reading: Reading,
-    *,
-    deep: bool,
-    measured: bool = False,
+    depth: Depth = "headers",
 ) -> Case:
-    """Read both sides and bind them. Reads headers only, unless `deep`; with `measured` samples of the base too."""
+    """Read both sides and bind them; `depth` says how much is read: see `make_case`."""
     checkpoint = read_checkpoint(base, revision=reading.base_revision, allow_pickle=reading.allow_pickle)
     tuned = read_adapter(
         adapter, name=reading.adapter_name, revision=reading.adapter_revision, allow_pickle=reading.allow_pickle
     )
     arch = describe(checkpoint.config, checkpoint.tensors)
-    return make_case(checkpoint, tuned, arch, options, deep=deep, measured=measured)
+    return make_case(checkpoint, tuned, arch, options, depth)
 
 
-def make_case(
-    checkpoint: Checkpoint, adapter: Adapter, arch: Arch, options: Options, *, deep: bool, measured: bool = False
-) -> Case:
+def make_case(checkpoint: Checkpoint, adapter: Adapter, arch: Arch, options: Options, depth: Depth = "headers") -> Case:
     """Bind an adapter to a base and decide the ties.
 
     Args:
-        deep: read the adapter's values, and a fingerprint of the base.
-        measured: also measure the base's rows with their updates, which a merge does not need.
+        depth: "headers"; or with the adapter's "values" and a fingerprint of the base, as every merge needs them; or
+            with "samples" of the base's rows too, which tell what their updates do to them.
     """
+    deep = depth != "headers"
     resolved = resolve(checkpoint, adapter, arch)
     with Equality(checkpoint, adapter) as equality:
         settled = settle(checkpoint, arch, resolved, options.tied, equality.same_update, equality.same_stored)
         uneven = tuple(a for a, b in resolved.copies.items() if not equality.same_tensor(a, b)) if deep else ()
     draft = draft_operations(checkpoint, arch, settled, options)
     sides = choose_side_files(checkpoint, adapter, options)
-    measures = measure(checkpoint, adapter, arch, resolved, draft.operations, sides.n_tokens) if measured else None
+    ledger, problem = ledger_or_problem(adapter.folder)
+    sampled = depth == "samples"
+    measures = measure(checkpoint, adapter, arch, resolved, draft.operations, sides.n_tokens) if sampled else None
     return Case(
         checkpoint,
         adapter,
@@ -102,7 +102,8 @@ def make_case(
         stats=adapter_stats(adapter) if deep else None,
         frozen=frozen_copies(checkpoint, adapter, _frozen_pairs(resolved, arch)) if deep else None,
         uneven=uneven,
-        ledger=read_ledger(adapter.folder),
+        ledger=ledger,
+        ledger_problem=problem,
         sides=sides,
         beside=look_beside(checkpoint, adapter),
         base_fingerprint=fingerprint(checkpoint) if deep and checkpoint.tensors else None,
@@ -119,7 +120,7 @@ def plan(
     Raises:
         Findings: the merge would refuse.
     """
-    return plan_of(load_case(base, adapter, options or Options(), reading or Reading(), deep=True))
+    return plan_of(load_case(base, adapter, options or Options(), reading or Reading(), "values"))
 
 
 def plan_of(case: Case) -> Plan:
@@ -175,7 +176,8 @@ def merge(  # noqa: PLR0913 - keywords of the public interface
 
     running = running or Running()
     execute.check_output(Path(out))
-    case = load_case(base, adapter, options or Options(), reading or Reading(), deep=True)
+    case = load_case(base, adapter, options or Options(), reading or Reading(), "values")
+    require_outside(Path(out), case)
     todo = plan_of(case)
     if running.announce is not None:
         running.announce(todo)
@@ -204,6 +206,22 @@ def merge(  # noqa: PLR0913 - keywords of the public interface
     return staged.receipt
 
 
+def require_outside(out: Path, case: Case) -> None:
+    """Refuse an output inside of a folder that is read: it would be one of that folder's files from then on.
+
+    Raises:
+        OutputError: it is.
+    """
+    for folder in (case.checkpoint.folder, case.adapter.folder):
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise OutputError(
+                f"the output would lie inside of {folder}, which is read",
+                where=str(out),
+                expected="a folder beside it",
+                do="Choose another one. Nothing was written.",
+            )
+
+
 def verify(  # noqa: PLR0913 - keywords of the public interface
     base: str | Path,
     adapter: str | Path,
@@ -223,7 +241,7 @@ def verify(  # noqa: PLR0913 - keywords of the public interface
     """
     from suture.verification import verify_folder
 
-    case = load_case(base, adapter, options or Options(), reading or Reading(), deep=True)
+    case = load_case(base, adapter, options or Options(), reading or Reading(), "values")
     todo = plan_of(case)
     return verify_folder(
         todo,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import TYPE_CHECKING
 from suture.equality import Equality
 from suture.errors import NotVerified
 from suture.formats import file_sha256, fingerprint, other_weights, read_adapter
-from suture.pipeline import Reading, load_case, make_case, merge, verify
+from suture.pipeline import Reading, load_case, make_case, merge, require_outside, verify
 from suture.planning import Identity, plan_adapter
-from suture.rules import RULES, diagnose
+from suture.rules import diagnose, repairs
 from suture.rules.base import Case
 from suture.separation import separated
 from suture.values import Adapter, Finding, LogitsReport, Operation, Options, Repair, TensorInfo
@@ -80,11 +81,13 @@ def fix(  # noqa: PLR0913 - keywords of the public interface
         UsageError: `separate` where nothing is tied apart.
     """
     options, reading = options or Options(), reading or Reading()
-    case = load_case(base, adapter, options, reading, deep=True)
+    case = load_case(base, adapter, options, reading, "values")
     before = diagnose(case)
     mended = _mended(case, unsafe=unsafe)
     if separate:
         mended = _separated(mended)
+    if out is not None:
+        require_outside(Path(out), case)
     if out is None or not (mended.repairs or mended.made):
         after = before if mended.made or not mended.repairs else diagnose(_deep(mended.case))
         return Fixed(mended.repairs, mended.possible, before, after)
@@ -92,11 +95,12 @@ def fix(  # noqa: PLR0913 - keywords of the public interface
 
 
 def _mended(case: Case, *, unsafe: bool) -> _Mended:
-    repairs: list[Repair] = []
+    """Repair after repair, each followed by a new look, until there is none left that helps."""
+    made: list[Repair] = []
     possible: dict[str, Repair] = {}
     dropped: dict[str, TensorInfo] = {}
     for _ in range(MAX_ROUNDS):
-        for repair in (r for rule in RULES.values() if rule.fix and (r := rule.fix(case)) is not None):
+        for repair in repairs(case):
             if repair.assumes and not unsafe:
                 possible[repair.code] = repair
                 continue
@@ -104,15 +108,34 @@ def _mended(case: Case, *, unsafe: bool) -> _Mended:
             if isinstance(names, str):
                 possible[repair.code] = replace(repair, assumes=names)
                 continue
+            after = _again(case, _renamed(case.adapter, names, repair))
+            if not _helps(repair, case, after):
+                continue
             possible.pop(repair.code, None)
             gone = {n: t for n, t in case.adapter.tensors.items() if n not in names}
-            dropped |= {f"{len(repairs)}\0{n}": t for n, t in gone.items()}  # another tensor may take the name
-            case = _again(case, _renamed(case.adapter, names, repair))
-            repairs.append(_told(repair, tuple(gone)))
+            dropped |= {f"{len(made)}\0{n}": t for n, t in gone.items()}  # another tensor may take the name
+            case = after
+            made.append(_told(repair, tuple(gone)))
             break
         else:
             break
-    return _Mended(case, tuple(repairs), tuple(possible.values()), dropped)
+    return _Mended(case, tuple(made), tuple(possible.values()), dropped)
+
+
+def _helps(repair: Repair, before: Case, after: Case) -> bool:
+    """True when a repair changes something, its rule finds less, and no rule finds an error that it did not find.
+
+    Names come first: as long as they do not fit, most rules see nothing.
+    """
+    then, now = _errors(before), _errors(after)
+    if after.adapter.config == before.adapter.config and after.adapter.tensors.keys() == before.adapter.tensors.keys():
+        return False
+    return repair.code == "M301" or (now[repair.code] < then[repair.code] and now.keys() <= then.keys())
+
+
+def _errors(case: Case) -> Counter[str]:
+    """How often each rule finds something that is more than an info."""
+    return Counter(f.code for f in diagnose(case) if f.severity != "info")
 
 
 def _names(case: Case, repair: Repair) -> dict[str, str] | str:
@@ -144,11 +167,11 @@ def _renamed(adapter: Adapter, names: Mapping[str, str], repair: Repair) -> Adap
 
 
 def _again(case: Case, adapter: Adapter) -> Case:
-    return make_case(case.checkpoint, adapter, case.arch, case.options, deep=False)
+    return make_case(case.checkpoint, adapter, case.arch, case.options)
 
 
 def _deep(case: Case) -> Case:
-    return make_case(case.checkpoint, case.adapter, case.arch, case.options, deep=True)
+    return make_case(case.checkpoint, case.adapter, case.arch, case.options, "values")
 
 
 def _separated(mended: _Mended) -> _Mended:
@@ -183,7 +206,7 @@ def _written(mended: _Mended, before: tuple[Finding, ...], out: Path, logits: Lo
         execute.abandon(staged)
         raise
     execute.publish(staged, verdict)
-    after = diagnose(make_case(case.checkpoint, read_adapter(out), case.arch, case.options, deep=True))
+    after = diagnose(make_case(case.checkpoint, read_adapter(out), case.arch, case.options, "values"))
     left = other_weights(source.folder, {source.file})
     return Fixed(mended.repairs, mended.possible, before, after, out, left, report)
 

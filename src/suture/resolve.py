@@ -63,7 +63,8 @@ class _Bindings:
         try:
             update = method.bind(target, tensors)
         except BindError as error:
-            where = ", ".join(sorted(t.name for t in tensors.values()))
+            names = sorted(t.name for t in tensors.values())
+            where = f"{next(iter(tensors.values())).file}: {names[0]}" + (f" and {names[1]}" if names[1:] else "")
             self.problems.append(Problem(error.code, where, error.found, error.expected, error.do))
             return
         before = self.updates.get(update.param)
@@ -165,15 +166,10 @@ def _target(scene: _Scene, weight: Param | None, module: str = "") -> Target:
         scale=targets.scale(scene.config, name),
         token_ids=targets.token_ids(scene.config, module),
         fan_in_fan_out=bool(scene.config.get("fan_in_fan_out")),
-        peft_version=_version(scene.config.get("peft_version")),
+        peft_version=targets.peft_version(scene.config),
         expert_major=scene.config.get("lora_B_layout") == "expert_major",
         is_end=module in scene.ends,
     )
-
-
-def _version(text: object) -> tuple[int, ...] | None:
-    digits = str(text or "").split("@")[0].split(".")[:2]
-    return tuple(int(d) for d in digits) if len(digits) == 2 and all(d.isdigit() for d in digits) else None
 
 
 def _bind_group(
@@ -223,12 +219,18 @@ def _on_resized(update: Update, param: Param, frozen: Mapping[str, TensorInfo]) 
 def _orphan(module: str, suffix: str, tensor: TensorInfo, weight: Param | None) -> Problem:
     if weight is not None and weight.kind == "Other":
         found = f"{module} is neither a linear layer, a convolution nor an embedding"
-        return Problem("M303", tensor.name, found, "a module that LoRA can be added to", "Check the base model.")
+        return Problem(
+            "M303",
+            f"{tensor.file}: {tensor.name}",
+            found,
+            "a module that LoRA can be added to",
+            "Check the base model.",
+        )
     partners = {s for m in LOW_RANK if suffix in m.suffixes for s in m.suffixes} - {suffix}
     missing = " or ".join(sorted(module + s for s in partners)) or "its partner"
     return Problem(
         "M302",
-        tensor.name,
+        f"{tensor.file}: {tensor.name}",
         f"the other factor is missing: {missing}",
         "both factors of every pair",
         "The file was not saved whole (ZeRO-3, FSDP or a filter on names). Save the adapter again.",

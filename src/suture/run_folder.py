@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from suture.errors import FormatError, InputError
+from suture.errors import InputError
 from suture.formats import TensorReader, file_sha256, read_adapter
+from suture.formats.attempt import attempt
 from suture.formats.files import inside
 from suture.formats.jsonfile import read_json_object
 from suture.formats.kind import checkpoint_number, checkpoints_below
@@ -20,8 +21,6 @@ from suture.formats.ledger import read_ledger
 from suture.formats.listing import ADAPTER_CONFIG
 from suture.formats.sameness import same_bytes
 from suture.values import Adapter, Json, Ledger
-
-T = TypeVar("T")
 
 STATE = "trainer_state.json"
 RESULT = "adapter"  # where `suture train` puts what came out
@@ -40,7 +39,7 @@ class RunFolder:
     unreadable: Mapping[str, str] = field(default_factory=dict)  # file → what is wrong with it
     folders: tuple[str, ...] = ()  # right in the folder, sorted
     number: int | None = None  # of checkpoint-N; None for the adapter that came out at the end
-    elsewhere: frozenset[str] = frozenset()  # names of files in the other checkpoints of the run
+    elsewhere: frozenset[str] = frozenset()  # files and folders, by name, in the other checkpoints of the run
     previous: int | None = None  # the number of the checkpoint before this one
     still: tuple[str, ...] | None = None  # tensors equal to those of `previous`; None when values were not read
     sha256: Mapping[str, str] | None = None  # of the adapter's tensors, where there is a ledger; None as above
@@ -93,28 +92,19 @@ def _read(folder: Path, *, deep: bool, is_final: bool = False) -> RunFolder:
     files = {place.name: place.stat().st_size for place in places if place.is_file()}
     folders = tuple(place.name for place in places if place.is_dir())
     bad = {place.name: "a link to nothing" for place in places if not place.is_file() and not place.is_dir()}
-    adapter = _try(bad, WEIGHTS, partial(_adapter, folder, files, folders, is_final))
-    state = _try(bad, STATE, partial(_json, folder, STATE)) if STATE in files else None
+    adapter = attempt(bad, WEIGHTS, partial(_adapter, folder, files, folders, is_final))
+    state = attempt(bad, STATE, partial(_json, folder, STATE)) if STATE in files else None
     run = RunFolder(
         folder=folder,
         files=files,
         state=state or {},
         adapter=adapter,
-        ledger=_try(bad, LEDGER, partial(_ledger, folder)),
+        ledger=attempt(bad, LEDGER, partial(read_ledger, folder)),
         unreadable=bad,
         folders=folders,
         number=None if is_final else checkpoint_number(folder),
     )
     return _with_hashes(run) if deep else run
-
-
-def _try(bad: dict[str, str], name: str, read: Callable[[], T]) -> T | None:
-    """The result of reading a file; None, and an entry in `bad`, where that is refused."""
-    try:
-        return read()
-    except InputError as error:
-        bad[name] = error.found
-        return None
 
 
 def _adapter(folder: Path, files: Iterable[str], folders: Sequence[str], is_final: bool) -> Adapter | None:
@@ -128,14 +118,6 @@ def _adapter(folder: Path, files: Iterable[str], folders: Sequence[str], is_fina
     if ADAPTER_CONFIG in names or WEIGHTS in names:
         return read_adapter(folder, name="default" if ADAPTER_CONFIG in names else None)
     return read_adapter(folder, name=inner[0]) if len(inner) == 1 and not is_final else None
-
-
-def _ledger(folder: Path) -> Ledger | None:
-    ledger = read_ledger(folder)
-    names = [record.name for record in ledger.tensors] if ledger else []
-    if not all(isinstance(name, str) for name in names):
-        raise FormatError("tensors are named by something else than text", where=str(folder / LEDGER))
-    return ledger
 
 
 def _json(folder: Path, name: str) -> dict[str, Any]:
@@ -165,7 +147,9 @@ def _tensor_hashes(adapter: Adapter) -> dict[str, str]:
 def _linked(runs: Sequence[RunFolder], *, deep: bool) -> list[RunFolder]:
     """Checkpoints that know of each other: the files of the others, and what has not changed since the one before."""
     linked = [
-        replace(run, elsewhere=frozenset(name for other in runs if other is not run for name in other.files))
+        replace(
+            run, elsewhere=frozenset(n for other in runs if other is not run for n in (*other.files, *other.folders))
+        )
         for run in runs
     ]
     after = [

@@ -9,6 +9,8 @@ from typing import Any
 from suture.errors import UsageError
 from suture.rewriting import PREFIX
 from suture.rules.base import Case
+from suture.rules.m305_config_disagrees import shortest_name
+from suture.targets import first_match
 from suture.values import Json, Operation, Repair, Untied
 
 
@@ -44,7 +46,8 @@ def separated(case: Case) -> Separation:
             do="Merge it with suture merge, which separates the two.",
         )
     made = tuple(_operations(case, groups, modules))
-    config = _config(case.adapter.config, modules, {m: _name(m, case) for m in modules})
+    lora = {module for key, module in case.resolved.used.items() if ".lora_" in key} - modules
+    config = _config(case.adapter.config, {m: shortest_name(m, case.arch) for m in modules}, lora)
     names = " and ".join(sorted(modules))
     words = (f"{names} as full matrices: {sum(_n_values(op) for op in made):,} values, each end with its own update",)
     return Separation(Repair("T401", words, dropped=dropped, config=config), made)
@@ -60,29 +63,30 @@ def _operations(case: Case, groups: Iterable[Untied], modules: set[str]) -> Iter
         yield replace(op, tensor=PREFIX + name, file=case.adapter.file)
 
 
-def _config(config: Json, modules: set[str], names: Mapping[str, str]) -> dict[str, Any]:
-    """The fields that change: these modules are saved, and nothing else asks for them."""
+def _config(config: Json, names: Mapping[str, str], lora: set[str]) -> dict[str, Any]:
+    """The fields that change: these modules are saved, and nothing else asks for them.
+
+    Args:
+        names: module → what modules_to_save calls it.
+        lora: the modules that keep their low-rank factors.
+    """
     changes: dict[str, Any] = {
         "modules_to_save": sorted({*(config.get("modules_to_save") or ()), *names.values()}),
         "ensure_weight_tying": False,
     }
     wanted = config.get("target_modules")
     if isinstance(wanted, str):
-        excluded = config.get("exclude_modules") or []
-        if not isinstance(excluded, str):
-            changes["exclude_modules"] = sorted({*excluded, *names.values()})
+        if wanted.lower() != "all-linear":  # which leaves the head out, and embeddings
+            changes["target_modules"] = sorted(lora)
     elif wanted:
-        changes["target_modules"] = sorted(w for w in wanted if not any(f".{m}".endswith(f".{w}") for m in modules))
+        changes["target_modules"] = sorted(w for w in wanted if not any(f".{m}".endswith(f".{w}") for m in names))
+    for field in ("rank_pattern", "alpha_pattern"):
+        patterns = config.get(field) or {}
+        live = {k: v for k, v in patterns.items() if any(first_match({k: v}, module) is not None for module in lora)}
+        changes |= {field: live} if live != patterns else {}
     if config.get("trainable_token_indices"):
         changes["trainable_token_indices"] = None
     return changes
-
-
-def _name(module: str, case: Case) -> str:
-    """What modules_to_save calls a module: the last part of its path, or more where other modules end like it."""
-    last = module.rpartition(".")[2]
-    others = {p.module for p in case.arch.params.values() if p.module.endswith(last)} - {module}
-    return module if others else last
 
 
 def _n_values(op: Operation) -> int:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import Any
 
 from suture.errors import FormatError
@@ -21,7 +22,10 @@ MEANING = (
     *("modules_to_save", "trainable_token_indices", "ensure_weight_tying", "peft_type"),
     *("layer_replication", "use_qalora", "alora_invocation_tokens", "init_lora_weights"),
 )
+LARGEST = 2**53  # beyond it whole numbers are not exact as floats; NaN and infinity are not below it either
 MOVES_BASE = ("pissa", "olora", "corda", "loftq")  # initialisations that change the base's weights
+_PATH = re.compile(r"[A-Za-z0-9_.-]+")  # a pattern in which nothing but the dot has a meaning
+_PEFT_VERSION = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})(?:[.@]|$)")
 LAYER_KINDS = frozenset({"Linear", "Conv1D", "Embedding", "Conv1d", "Conv2d", "Conv3d", "Unknown"})
 
 
@@ -41,18 +45,86 @@ class Expected:
 
 def first_match(patterns: Mapping[str, int], name: str) -> int | None:
     """The value of the first pattern, in the order of the file, that matches a whole dotted suffix of `name`."""
-    for pattern, value in patterns.items():
-        if _search(rf"(.*\.)?({pattern})$", name, whole=False):
-            return value
-    return None
+    keys = tuple(patterns)
+    first = _lookup(keys).first(name)
+    return None if first is None else patterns[keys[first]]
+
+
+def matching(patterns: Collection[str], name: str) -> tuple[str, ...]:
+    """All patterns, in their order, that match a whole dotted suffix of `name`; the first is the one that counts."""
+    keys = tuple(patterns)
+    return tuple(keys[place] for place in _lookup(keys).places(name))
+
+
+class _Lookup:
+    """Patterns in order, to be asked which of them match a name.
+
+    Most are plain paths, of which EVA writes one for each module: these are looked up, and only the others are tried
+    one by one. In a path a dot matches any character, as PEFT takes each key for a regular expression.
+    """
+
+    def __init__(self, patterns: tuple[str, ...]) -> None:
+        # length → positions of dots → path → its place
+        self._paths: dict[int, dict[tuple[int, ...], dict[str, int]]] = {}
+        self._others: list[tuple[int, str]] = []
+        for place, pattern in enumerate(patterns):
+            if not _PATH.fullmatch(pattern):
+                self._others.append((place, rf"(.*\.)?({pattern})$"))
+                continue
+            dots = tuple(i for i, letter in enumerate(pattern) if letter == ".")
+            self._paths.setdefault(len(pattern), {}).setdefault(dots, {})[pattern] = place
+
+    def first(self, name: str) -> int | None:
+        """The place of the first pattern that matches a whole dotted suffix of `name`."""
+        found = min(self._paths_of(name), default=None)
+        for place, pattern in self._others:
+            if found is not None and place > found:
+                break
+            if _search(pattern, name, whole=False):
+                return place
+        return found
+
+    def places(self, name: str) -> list[int]:
+        """The places of all patterns that match a whole dotted suffix of `name`, in order."""
+        others = [place for place, pattern in self._others if _search(pattern, name, whole=False)]
+        return sorted([*self._paths_of(name), *others])
+
+    def _paths_of(self, name: str) -> Iterable[int]:
+        for start in [0, *(i + 1 for i, letter in enumerate(name) if letter == ".")]:
+            for dots, table in self._paths.get(len(name) - start, {}).items():
+                if (place := table.get(_dotted(name[start:], dots))) is not None:
+                    yield place
+
+
+def _dotted(text: str, positions: tuple[int, ...]) -> str:
+    """The text with a dot at each of these positions."""
+    letters = list(text)
+    for i in positions:
+        letters[i] = "."
+    return "".join(letters)
+
+
+@lru_cache(maxsize=1024)
+def _lookup(patterns: tuple[str, ...]) -> _Lookup:
+    return _Lookup(patterns)
 
 
 def rank_and_alpha(config: Json, name: str) -> tuple[int, float]:
     """Rank and alpha of one module, after rank_pattern and alpha_pattern."""
-    rank = first_match(config.get("rank_pattern") or {}, name)
-    alpha = first_match(config.get("alpha_pattern") or {}, name)
+    rank, alpha = (_of_pattern(config, field, name) for field in ("rank_pattern", "alpha_pattern"))
     r = number(config, "r", 8) if rank is None else rank
     return int(r), float(number(config, "lora_alpha", 8) if alpha is None else alpha)
+
+
+def _of_pattern(config: Json, field: str, name: str) -> float | None:
+    value = first_match(config.get(field) or {}, name)
+    return None if value is None else number({field: value}, field, value)
+
+
+def peft_version(config: Json) -> tuple[int, int] | None:
+    """The first two numbers of the PEFT that wrote the config; None where it does not tell, as old ones."""
+    match = _PEFT_VERSION.match(str(config.get("peft_version") or ""))
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def scale(config: Json, name: str) -> float:
@@ -88,7 +160,7 @@ def number(config: Json, key: str, default: float) -> float:
         FormatError: there is something else under the key.
     """
     value = config.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < LARGEST:
         raise FormatError(f"{key} is {value!r}", where="adapter_config.json", expected="a finite number")
     return value
 
@@ -273,6 +345,7 @@ def _match(pattern: str, name: str) -> re.Match[str] | None:
     return re.match(_compiled(pattern), name)
 
 
+@cache
 def _compiled(pattern: str) -> re.Pattern[Any]:
     try:
         return re.compile(pattern)

@@ -109,6 +109,9 @@ def test_annotations(run, base, adapters):
 
 def test_two_forms_at_once(run, base, adapters):
     assert run("check", base, adapters / "qv", "--github", "--sarif").exit_code == 2
+    result = run("check", base, adapters / "qv", "--json", "--sarif")
+    assert result.exit_code == 2
+    assert "--json and --sarif" in result.stdout
 
 
 def test_a_finished_model_alone(run, base, adapters, tmp_path):

@@ -7,6 +7,10 @@ import shutil
 import pytest
 from rule_cases import BOTH, adapter, findings, llama, only
 
+from suture.pipeline import Reading, load_case
+from suture.rules.a204_base_differs import RULE
+from suture.values import Options
+
 
 def test_another_name(base, tmp_path):
     finding = only(base, adapter(tmp_path, BOTH, base_model_name_or_path="org/other-llama"), "A204")
@@ -31,6 +35,17 @@ def test_a_snapshot_in_the_hubs_cache(base, tmp_path):
     tuned = adapter(tmp_path / "adapter", BOTH, base_model_name_or_path="org/tiny-other")
     assert not findings(snapshot, tuned, "A204")
     assert findings(base, tuned, "A204")
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "alias"])
+def test_a_link_goes_by_both_names_even_when_it_is_gone(base, tmp_path, name):
+    """The rule looks at names that were read before, and at no folder."""
+    link = tmp_path / "alias"
+    link.symlink_to(base)
+    tuned = adapter(tmp_path / "adapter", BOTH, base_model_name_or_path=f"org/{name}")
+    case = load_case(link, tuned, Options(), Reading())
+    link.unlink()
+    assert not list(RULE.pair(case))
 
 
 def test_the_name_in_the_bases_config(tmp_path):

@@ -41,7 +41,7 @@ def test_nothing_to_compare(base, tmp_path, facts):
 
 def test_a_merge_refuses_and_can_be_told_not_to(tuned, tmp_path):
     other = llama(tmp_path / "other", tensors={"model.norm.weight": random(HIDDEN, seed=7)})
-    case = pipeline.load_case(other, tuned, Options(), pipeline.Reading(), deep=True)
+    case = pipeline.load_case(other, tuned, Options(), pipeline.Reading(), "values")
     (finding,) = RULES["A206"].pair(case)
     with pytest.raises(pipeline.Findings, match="fingerprint"):
         pipeline.plan_of(case)

@@ -27,7 +27,7 @@ def test_a_classifier_on_a_language_model(classifier):
     finding = only(base, tuned, "A210")
     assert "the head score" in finding.found
     assert "LlamaForCausalLM" in finding.found
-    assert "AutoModelForSequenceClassification" in finding.do
+    assert "AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)" in finding.do
     assert findings(base, tuned, "M301")
 
 
@@ -58,7 +58,15 @@ def test_a_value_head(base, tmp_path):
 
 
 def test_the_task_alone(base, tmp_path):
-    assert "QUESTION_ANS" in only(base, adapter(tmp_path, BOTH, task_type="QUESTION_ANS"), "A210").found
+    finding = only(base, adapter(tmp_path, BOTH, task_type="QUESTION_ANS"), "A210")
+    assert "QUESTION_ANS" in finding.found
+    assert "num_labels" not in finding.do
+
+
+def test_the_labels_of_a_head_of_two_matrices(base, tmp_path):
+    head = {"classifier.dense.weight": random(9, HIDDEN), "classifier.out_proj.weight": random(4, 9)}
+    finding = only(base, adapter(tmp_path, {**BOTH, **head}, task_type="SEQ_CLS"), "A210")
+    assert "num_labels=4" in finding.do
 
 
 def test_a_class_that_nobody_knows(tmp_path):

@@ -35,6 +35,8 @@ def tuned(folder, files):
         ("training_args.yaml", "adapter_name_or_path: saves/sft,saves/dpo\nstage: dpo\n", "warning"),
         ("train.yml", "adapter_name_or_path: saves/sft\ncreate_new_adapter: true\n", "warning"),
         ("train.yml", "adapter_name_or_path: saves/sft\n", "info"),
+        ("train.yml", "adapter_name_or_path: [saves/sft]\n", "info"),
+        ("README.md", "---\nbase_model: ['org/stage-1'] # a list\n---\n", "warning"),
     ],
 )
 def test_a_sign(base, tmp_path, file, text, severity):
@@ -49,6 +51,11 @@ def test_a_sign(base, tmp_path, file, text, severity):
         ("README.md", "---\nbase_model: org/Tiny-Llama\n---\nbase_model: org/other\n"),
         ("README.md", "---\nbase_model: unsloth/tiny-llama-bnb-4bit\ntags: [lora]\n---\n"),
         ("README.md", "---\nbase_model:\n- org/tiny-llama\n---\n"),
+        ("README.md", "---\nbase_model: [org/tiny-llama]\n---\n"),
+        ("README.md", "---\nbase_model: [org/tiny-llama, org/other]\n---\n"),
+        ("README.md", "---\nbase_model: {name: org/other}\n---\n"),
+        ("README.md", "---\nbase_model: >-\n  org/tiny-llama\n---\n"),
+        ("README.md", "---\nbase_model: null\n---\n"),
         ("README.md", "base_model: org/other\n"),
         ("README.md", AXOLOTL.format("base_model: org/tiny-llama\nlora_model_dir:\nadapter: lora")),
         ("train.yaml", "model_name_or_path: org/tiny-llama\nadapter_name_or_path: null\n"),

@@ -31,7 +31,7 @@ def test_all_names_fit(base, tmp_path):
 def test_a_tensor_without_place_and_without_reason(base, tmp_path):
     """Whatever resolving forgets must not be lost without a word."""
     tuned = adapter(tmp_path, BOTH)
-    case = pipeline.load_case(base, tuned, Options(), pipeline.Reading(), deep=False)
+    case = pipeline.load_case(base, tuned, Options(), pipeline.Reading())
     assert not [*check(case)]
     lost = dataclasses.replace(case, resolved=dataclasses.replace(case.resolved, leftover=("x.weight",)))
     (finding,) = check(lost)

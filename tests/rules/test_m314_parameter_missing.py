@@ -57,7 +57,7 @@ def test_a_quantised_base_has_other_names(tmp_path):
 
 def test_a_conversion_that_cannot_be_followed(tmp_path):
     base = without(llama(tmp_path / "base"), "model.norm.weight")
-    case = pipeline.load_case(base, adapter(tmp_path / "adapter", BOTH), Options(), pipeline.Reading(), deep=False)
+    case = pipeline.load_case(base, adapter(tmp_path / "adapter", BOTH), Options(), pipeline.Reading())
     assert [*check(case)]
     unclear = dataclasses.replace(case.arch, opaque={"model.norms": "Novel()"})
     assert not [*check(dataclasses.replace(case, arch=unclear))]

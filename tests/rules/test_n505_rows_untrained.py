@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 from rule_cases import BOTH, EMBED, HEAD, HIDDEN, VOCAB, adapter, findings, only, random, tokenizer
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 NEW = 3
@@ -92,3 +92,50 @@ def test_a_lora_on_the_new_rows(folder, tmp_path):
     live = tiny.wrapped(model, target_modules=["q_proj", "embed_tokens", "lm_head"])
     tiny.trained(live).save_pretrained(tmp_path)
     assert not findings(folder, tmp_path, "N505")
+
+
+def with_lora(folder, out, fill, *, train=True):
+    """A LoRA on both ends of a resized vocabulary, whose new rows a tool filled before training."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(tiny.VOCAB + NEW, mean_resizing=False)
+    with torch.no_grad():
+        for end in (model.get_input_embeddings(), model.get_output_embeddings()):
+            fill(end.weight[tiny.VOCAB :])
+    live = tiny.wrapped(model, target_modules=["q_proj", "embed_tokens", "lm_head"])
+    (tiny.trained(live) if train else live).save_pretrained(out)
+    return folder, out
+
+
+def test_zeros_below_a_lora(folder, tmp_path):
+    found = findings(*with_lora(folder, tmp_path, lambda rows: rows.zero_()), "N505")
+    assert len(found) == 2
+    assert all("base_layer.weight" in f.where and f"{NEW} of {NEW}" in f.found for f in found)
+    assert all(f"{NEW} all zero" in f.found for f in found)
+
+
+def test_equal_rows_below_a_lora(folder, tmp_path):
+    """Transformers gives all new tokens the mean where it cannot draw around it; the LoRA tells them apart, or not."""
+    assert not findings(*with_lora(folder, tmp_path / "trained", lambda rows: rows.fill_(0.01)), "N505")
+    found = findings(*with_lora(folder, tmp_path / "idle", lambda rows: rows.fill_(0.01), train=False), "N505")
+    assert all(f"{NEW} the same as another new row" in f.found for f in found)
+    assert len(found) == 2
+
+
+def test_other_rows_below_a_lora(folder, tmp_path):
+    assert not findings(*with_lora(folder, tmp_path, lambda rows: rows, train=False), "N505")
+
+
+@pytest.mark.parametrize(("change", "fires"), [(np.zeros_like, True), (lambda x: x, False)])
+def test_new_tokens_of_a_resized_vocabulary(folder, tmp_path, change, fires):
+    """The rows below them are in the file too, and stay as they were drawn."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(tiny.VOCAB + NEW, mean_resizing=False)
+    live = tiny.wrapped(model, trainable_token_indices=[*range(tiny.VOCAB, tiny.VOCAB + NEW)])
+    tiny.trained(live).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    (key,) = (name for name in tensors if "trainable_tokens_delta" in name)
+    save_file(tensors | {key: change(tensors[key])}, tmp_path / "adapter_model.safetensors", metadata={"format": "pt"})
+    found = findings(folder, tmp_path, "N505")
+    assert [f.where.endswith(key) for f in found] == [True] * fires
+    assert all(f"{NEW} all zero" in f.found for f in found)

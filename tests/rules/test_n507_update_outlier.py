@@ -8,8 +8,9 @@ import shutil
 import numpy as np
 import pytest
 import tiny
+import torch
 from rule_cases import HIDDEN, Q0, Q1, R, adapter, findings, llama, only
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 
@@ -68,3 +69,43 @@ def test_a_weight_of_zeros(tmp_path):
     tensors = {**with_ratio(base, Q1, 0.1), f"{Q0}.lora_A.weight": np.ones((R, HIDDEN), np.float32)}
     tensors[f"{Q0}.lora_B.weight"] = np.ones((HIDDEN, R), np.float32)
     assert not findings(base, adapter(tmp_path / "adapter", tensors), "N507")
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def dora(request, tmp_path_factory, quiet_torch):
+    """A base, and a DoRA that PEFT trained on it for some steps; GPT-2 stores its layers transposed."""
+    root = tmp_path_factory.mktemp("dora")
+    base = tiny.make_base(root / "base", kind=request.param)
+    targets = ["c_attn", "c_fc"] if request.param == "gpt2" else [*tiny.TARGETS]
+    live = tiny.wrapped(AutoModelForCausalLM.from_pretrained(base), use_dora=True, target_modules=targets)
+    optimizer = torch.optim.AdamW([p for p in live.parameters() if p.requires_grad], lr=1e-3)
+    tokens = torch.arange(3, 60).reshape(1, -1)
+    for _ in range(5):
+        live(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    live.save_pretrained(root / "adapter")
+    return base, root / "adapter"
+
+
+def test_a_trained_dora(dora):
+    assert not findings(*dora, "N507")
+
+
+def test_one_value_of_a_dora(dora, tmp_path):
+    """One exponent bit: the row's direction is the damaged value's alone, its length is as it was."""
+    base, tuned = dora
+    shutil.copytree(tuned, tmp_path / "damaged")
+    tensors = load_file(tuned / "adapter_model.safetensors")
+    key = next(name for name in sorted(tensors) if "lora_B" in name)
+    tensors[key][5, 1] = 2.0**40 * tensors[key][5, 1]
+    save_file(tensors, tmp_path / "damaged" / "adapter_model.safetensors", metadata={"format": "pt"})
+    finding = only(base, tmp_path / "damaged", "N507")
+    assert "1 of " in finding.found
+    assert key.removeprefix("base_model.model.").removesuffix(".lora_B.weight") in finding.found
+
+
+def test_a_dora_that_was_not_trained(dora, tmp_path):
+    live = tiny.wrapped(AutoModelForCausalLM.from_pretrained(dora[0]), use_dora=True, target_modules="all-linear")
+    live.save_pretrained(tmp_path)
+    assert not findings(dora[0], tmp_path, "N507")

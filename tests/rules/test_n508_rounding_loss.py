@@ -53,7 +53,7 @@ def test_the_loss_is_what_a_merge_loses(folder, tmp_path):
     tuned = saved(folder, tmp_path / "adapter", 3e-4)
     for dtype in ("BF16", "F32"):
         suture.merge(folder, tuned, tmp_path / dtype, options=Options(dtype=dtype))
-    case = pipeline.load_case(folder, tuned, Options(), pipeline.Reading(), deep=True, measured=True)
+    case = pipeline.load_case(folder, tuned, Options(), pipeline.Reading(), "samples")
     base, short, whole = (load_file(f / "model.safetensors") for f in (folder, tmp_path / "BF16", tmp_path / "F32"))
     assert len(case.measures.moves) == 6
     for move in case.measures.moves:

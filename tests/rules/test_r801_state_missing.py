@@ -18,12 +18,46 @@ def test_a_part_of_the_state(folder, name):
     (folder / name).unlink()
     finding = only(folder, "R801")
     assert (finding.severity, finding.where) == ("warning", name)
-    assert "4 of 6 steps" in finding.found
+    assert f"{name} is not there, though 4 of 6 steps" in finding.found
 
 
 def test_checkpoints_without_the_optimiser_on_purpose(tmp_path, quiet_torch):
     run = train(make_base(tmp_path / "base"), tmp_path / "run", save_only_model=True, max_steps=3)
-    assert [f.severity for f in found(run, "R801")] == ["warning"], "the last one is complete: its run is over"
+    (finding,) = found(run, "R801")
+    assert (finding.severity, finding.where) == ("info", "optimizer.pt"), "the last one is complete: its run is over"
+
+
+def strip(folder, *stems):
+    for path in [p for p in folder.iterdir() if p.name.startswith(stems)]:
+        path.unlink()
+
+
+def test_a_choice_is_told_once_a_run(trained_run, tmp_path):
+    run = copied(trained_run, tmp_path / "run")
+    for n in (2, 4, 6):
+        strip(run / f"checkpoint-{n}", "optimizer", "scheduler", "rng_state")
+    assert only(run, "R801").severity == "info"
+
+
+def test_one_checkpoint_of_several_without_state(trained_run, tmp_path):
+    """The others have theirs, so this was no choice."""
+    run = copied(trained_run, tmp_path / "run")
+    strip(run / "checkpoint-4", "optimizer", "scheduler", "rng_state")
+    finding = only(run, "R801")
+    assert finding.severity == "warning"
+    assert "optimizer.pt, rng_state.pth, scheduler.pt are not there" in finding.found
+
+
+def test_a_checkpoint_alone_without_any_state(folder):
+    strip(folder, "optimizer", "scheduler", "rng_state")
+    assert only(folder, "R801").severity == "info"
+
+
+def test_a_checkpoint_alone_with_a_part_of_the_state(folder):
+    strip(folder, "optimizer", "scheduler")
+    finding = only(folder, "R801")
+    assert finding.severity == "warning"
+    assert "optimizer.pt, scheduler.pt are not there" in finding.found
 
 
 def test_no_trainer_state(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from model_cases import edit
 from run_cases import STATE, WEIGHTS, copied, found, only
 
 
@@ -17,10 +18,20 @@ def test_a_file_that_was_cut(folder):
     assert (finding.severity, finding.where) == ("error", WEIGHTS)
 
 
-@pytest.mark.parametrize("name", [STATE, "suture_ledger.json"])
-def test_json_that_is_not_whole(folder, name):
+@pytest.mark.parametrize(("name", "severity"), [(STATE, "error"), ("suture_ledger.json", "warning")])
+def test_json_that_is_not_whole(folder, name, severity):
     (folder / name).write_text("{")
-    assert only(folder, "R808").where == name
+    finding = only(folder, "R808")
+    assert (finding.severity, finding.where) == (severity, name)
+
+
+def test_a_ledger_of_another_version(folder):
+    """Nothing is broken, so it must not be told to delete the checkpoint."""
+    edit(folder / "suture_ledger.json", lambda ledger: ledger.update(version=2))
+    finding = only(folder, "R808")
+    assert (finding.severity, finding.where) == ("warning", "suture_ledger.json")
+    assert "version 2" in finding.found
+    assert "Delete" not in finding.do
 
 
 def test_weights_without_their_config(folder):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from model_cases import copied, edit, found, only, reweigh
 from peft import LoraConfig, get_peft_model
 from rule_cases import EMBED, HEAD, llama, random
 from tiny import make_model, trained, wrapped
 from zoo import FAMILIES, load
+
+from suture.formats.sameness import SAMPLE_BYTES, SAMPLES
 
 E, H = f"{EMBED}.weight", f"{HEAD}.weight"
 
@@ -77,6 +80,16 @@ def test_the_flag_of_a_tower_without_text(tmp_path):
     towers = {"vision_config": {"tie_word_embeddings": True}}
     assert not found(llama(tmp_path / "known", **towers), "W701")
     assert not found(llama(tmp_path / "ours", architectures=["OurModel"], model_type="ours", **towers), "W701")
+
+
+def test_ends_that_differ_in_one_value_between_the_samples(tmp_path):
+    rows = np.ones((2 * SAMPLES * SAMPLE_BYTES // 64, 16), np.float32)
+    head = rows.copy()
+    head[-70] = 2
+    tensors = {E: rows, H: head}
+    folder = llama(tmp_path, tied=True, tensors=tensors, vocab_size=len(rows))
+    assert not found(folder, "W701")
+    assert only(folder, "W701", deep=True).severity == "error"
 
 
 def test_apart_and_said_so(tmp_path):

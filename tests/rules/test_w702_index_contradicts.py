@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from model_cases import INDEX, copied, edit, found, only, reweigh
 from safetensors.numpy import load_file
+
+from suture.model_folder import read_model_folder
+from suture.rules.w702_index_contradicts import RULE
 
 
 @pytest.fixture
@@ -48,6 +52,30 @@ def test_stored_twice(folder):
     reweigh(folder, lambda t: t.update({name: array}), other)
     (finding,) = (f for f in found(folder, "W702") if "more than once" in f.found)
     assert name in finding.found
+
+
+class Name(str):
+    """A name that counts how often it is compared."""
+
+    __slots__ = ()
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other):
+        Name.compared += 1
+        return str.__eq__(self, other)
+
+
+def test_many_names_stored_twice_are_looked_up(folder):
+    """And not compared with each other, which takes minutes where a whole model is stored twice."""
+    model = read_model_folder(folder)
+    some = next(iter(model.tensors.values()))
+    starts = {"a": 0, "b": 0, "c": 300}  # the third has names of its own
+    files = {f: tuple(replace(some, name=Name(f"t{i}"), file=f) for i in range(n, n + 300)) for f, n in starts.items()}
+    spoilt = replace(model, headers=files, weights=tuple(files), documents={})
+    found = [f for f in RULE.model(spoilt) if "stored more than once" in f.found]
+    assert found[0].found.startswith("300 tensors")
+    assert Name.compared < 20 * 300
 
 
 def test_a_count_in_the_place_of_a_size(folder):

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from model_cases import copied, edit, found, only, reweigh
 from rule_cases import random
 from tiny import make_model, wrapped
+
+from suture.formats.quantized import Quantized
+from suture.model_folder import read_model_folder
+from suture.rules.w705_tensors_unknown import RULE
 
 
 def test_a_merge_that_was_none(tmp_path):
@@ -33,6 +39,16 @@ def test_what_only_other_programs_use(base_of, tmp_path):
     finding = only(folder, "W705")
     assert finding.severity == "info"
     assert "mtp.fc.weight" in finding.found
+
+
+def test_what_stands_beside_a_packed_weight_is_asked_for_once(base_of, monkeypatch):
+    """And not once for each unknown tensor, of which a quantised model has thousands."""
+    model = read_model_folder(base_of("mistral"))
+    model = replace(model, arch=replace(model.arch, unknown=tuple(sorted(model.tensors))))
+    asked = []
+    monkeypatch.setattr(Quantized, "siblings", property(lambda self: asked.append(1) or frozenset()))
+    assert list(RULE.model(model))
+    assert len(asked) == 1
 
 
 def test_a_class_of_another_name_with_such_a_layer(base_of, tmp_path):

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+
 import model_cases as models
 import pytest
 from rule_cases import BOTH, adapter, findings, llama, only
+
+from suture.pipeline import Reading, load_case
+from suture.rules.x601_adapter_beside_weights import RULE
+from suture.values import Options
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"])
@@ -14,6 +20,14 @@ def test_a_file_of_an_adapter(tmp_path, name):
     finding = only(base, adapter(tmp_path / "adapter", BOTH), "X601")
     assert name in finding.where
     assert finding.severity == "warning"
+
+
+def test_the_rule_opens_no_folder(tmp_path):
+    base, tuned = llama(tmp_path / "base"), adapter(tmp_path / "adapter", BOTH)
+    (base / "adapter_config.json").write_text("{}")
+    case = load_case(base, tuned, Options(), Reading())
+    shutil.rmtree(tmp_path)
+    assert list(RULE.pair(case))
 
 
 def test_other_files(tmp_path):

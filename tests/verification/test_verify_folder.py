@@ -23,7 +23,7 @@ def tied(base_of, tmp_path):
 
 
 def verdict_of(base, adapter, folder, logits: LogitsSettings | None = SETTINGS) -> Verdict:
-    case = pipeline.load_case(base, adapter, Options(), pipeline.Reading(), deep=False)
+    case = pipeline.load_case(base, adapter, Options(), pipeline.Reading())
     return verify_folder(pipeline.plan_of(case), case.checkpoint, case.adapter, folder, full=True, logits=logits)
 
 

@@ -13,6 +13,7 @@ import typer
 
 from suture.cli import _errors, _output
 from suture.cli._output import Show
+from suture.errors import UsageError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Debug = Annotated[
@@ -27,6 +28,7 @@ class Answer:
     data: Any
     show: Show
     exit_code: int = 0
+    other_form: str = ""  # the option that asked for another form than text, which --json would contradict
 
 
 def command(function: Callable[..., Answer | None]) -> Callable[..., None]:
@@ -36,6 +38,8 @@ def command(function: Callable[..., Answer | None]) -> Callable[..., None]:
     def run(*, json: bool, debug: bool, **values: Any) -> None:
         with _errors.told(json=json, debug=debug):
             answer = function(**_packed(parameters, values))
+            if answer is not None and json and answer.other_form:
+                raise UsageError(f"--json and {answer.other_form} are two forms", do="Choose one of them.")
             if answer is not None:  # of several processes, one answers
                 _output.answer(answer.data, answer.show, json=json)
         if answer is not None and answer.exit_code:

@@ -128,7 +128,10 @@ class Choices:
         Tokenizer, typer.Option(help="Whose tokenizer: the adapter's when it extends the base's, or as told.")
     ] = Tokenizer.auto
     ignore: Annotated[
-        list[str] | None, typer.Option(metavar="CODE", help="Go on in spite of this rule. May be repeated.")
+        list[str] | None,
+        typer.Option(
+            metavar="CODE", help="Pass over this rule; a merge allows it for some rules only. May be repeated."
+        ),
     ] = None
 
     def of_bytes(self) -> Options:

@@ -34,13 +34,12 @@ def checked(out: Console, found: Checked, base: str, adapter: str | None) -> Non
     findings(out, found.findings)
     if adapter is None:
         return
-    from suture.rules import RULES
-
     pair = f"{shlex.quote(base)} {shlex.quote(adapter)}"
-    errors = [f for f in found.findings if f.severity == "error"]
-    if any(RULES[f.code].fix for f in errors):
-        line(out, styled("next: ", "dim"), f"suture fix {pair} -o {shlex.quote(adapter.rstrip('/'))}-fixed")
-    elif not errors:
+    if found.repairs:
+        unsafe = "" if any(not repair.assumes for repair in found.repairs) else " --unsafe"
+        fixed = shlex.quote(f"{adapter.rstrip('/')}-fixed")
+        line(out, styled("next: ", "dim"), f"suture fix {pair} -o {fixed}{unsafe}")
+    elif not found.count("error"):
         line(out, styled("next: ", "dim"), f"suture merge {pair} -o OUT")
 
 
@@ -135,7 +134,7 @@ def fixed(out: Console, found: Fixed, base: str) -> None:
         line(out, styled("not repaired ", "yellow"), styled(repair.code, "bold"))
         _repair(out, repair)
     if not found.repairs and not found.possible:
-        line(out, "There is nothing that can be repaired." if found.before else "There is nothing to repair.")
+        line(out, "There is nothing to repair." if found.ok else "There is nothing that can be repaired.")
     line(out)
     if found.left_behind:
         line(out, styled("left behind: ", "yellow"), ", ".join(found.left_behind))
@@ -150,8 +149,9 @@ def _after_fix(out: Console, found: Fixed, base: str) -> None:
         line(out, styled("written to ", "bold"), str(found.out))
         if found.ok:
             line(out, styled("next: ", "dim"), f"suture merge {shlex.quote(base)} {shlex.quote(str(found.out))} -o OUT")
-    elif found.repairs:
-        line(out, styled("Nothing was written: name a folder with -o.", "dim"))
+    else:
+        name = ": name a folder with -o" if found.repairs else ""
+        line(out, styled(f"Nothing was written{name}.", "dim"))
 
 
 def _repair(out: Console, repair: Repair) -> None:

@@ -54,7 +54,9 @@ def check(  # noqa: PLR0913 - one parameter a group of options
         "n_warnings": found.count("warning"),
         "n_infos": found.count("info"),
     }
-    return Answer(data, _form(found, forms, subject, adapter), exit_code=1 if n_errors else 0)
+    show = _form(found, forms, subject, adapter)
+    other = "--sarif" if forms.sarif else "--github" if forms.github else ""
+    return Answer(data, show, exit_code=1 if n_errors else 0, other_form=other)
 
 
 def _form(found: Checked, forms: Forms, base: str, adapter: str | None) -> Show:

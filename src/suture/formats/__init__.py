@@ -3,7 +3,7 @@
 from suture.formats.adapters.peft import read_adapter
 from suture.formats.checkpoint import base_on_disk, read_checkpoint
 from suture.formats.fingerprint import file_sha256, fingerprint
-from suture.formats.kind import kind_of
+from suture.formats.kind import parts_of
 from suture.formats.listing import other_weights
 from suture.formats.reading import TensorReader
 
@@ -12,8 +12,8 @@ __all__ = [
     "base_on_disk",
     "file_sha256",
     "fingerprint",
-    "kind_of",
     "other_weights",
+    "parts_of",
     "read_adapter",
     "read_checkpoint",
 ]

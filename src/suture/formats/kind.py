@@ -8,26 +8,31 @@ from typing import Literal
 
 from suture.formats.listing import ADAPTER_CONFIG, file_names, is_private
 
+Part = Literal["model", "adapter", "run"]
+
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_MODEL = re.compile(r"(pytorch_)?model\b")
 TRAINER_STATE = "trainer_state.json"
 
 
-def kind_of(folder: Path) -> Literal["model", "adapter", "run"]:
-    """What a folder is to be checked as. A trainer's checkpoint of a whole model is a run, a run's result is a model.
+def parts_of(folder: Path) -> frozenset[Part]:
+    """What there is to check in a folder: a whole model, a trainer's checkpoints, an adapter; often more than one.
 
     Raises:
         InputError: the folder cannot be listed.
     """
     names = file_names(folder)
-    endings = (".safetensors", ".bin", ".safetensors.index.json")
-    has_weights = any(n.endswith(endings) and not is_private(n) for n in names)
-    if TRAINER_STATE in names:
-        return "run"
-    if "config.json" in names and has_weights:
-        return "model"
-    if any(checkpoints_below(folder)):
-        return "run"
-    return "adapter" if ADAPTER_CONFIG in names else "model"
+    found: set[Part] = {"adapter"} if ADAPTER_CONFIG in names else set()
+    if TRAINER_STATE in names or checkpoints_below(folder):
+        found.add("run")
+    weights = [
+        n for n in names if n.endswith((".safetensors", ".bin", ".safetensors.index.json")) and not is_private(n)
+    ]
+    # beside an adapter, a head that was saved by itself makes no model
+    whole = [n for n in weights if _MODEL.match(n)] if "adapter" in found else weights
+    if "config.json" in names and whole:
+        found.add("model")
+    return frozenset(found)
 
 
 def checkpoints_below(folder: Path) -> list[Path]:

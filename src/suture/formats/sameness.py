@@ -9,26 +9,35 @@ from suture.values import TensorInfo
 
 BLOCK_BYTES = 1 << 20
 SAMPLE_BYTES = 4096
+SAMPLES = 64  # spread evenly, first and last bytes among them
 BLOCK_VALUES = 1 << 20
 
 
-def same_bytes(left: TensorReader, a: TensorInfo, right: TensorReader, b: TensorInfo) -> bool:
+def same_bytes(left: TensorReader, a: TensorInfo, right: TensorReader, b: TensorInfo, *, sampled: bool = False) -> bool:
     """True when two tensors have one dtype, one shape and the same bytes.
 
-    A few small blocks are compared first: tensors that were trained apart differ almost everywhere.
+    A few small blocks are compared first: tensors that were trained apart differ almost everywhere. With `sampled`
+    only those are, so a True says that nothing was found; a tensor that they cover is compared whole.
     """
     if (a.dtype, a.shape) != (b.dtype, b.shape):
         return False
-    last = max(0, a.n_bytes - SAMPLE_BYTES)
-    samples = [(offset, min(SAMPLE_BYTES, a.n_bytes - offset)) for offset in sorted({0, last // 2, last})]
-    blocks = [(offset, min(BLOCK_BYTES, a.n_bytes - offset)) for offset in range(0, a.n_bytes, BLOCK_BYTES)]
     one, other = bytearray(BLOCK_BYTES), bytearray(BLOCK_BYTES)
-    for offset, n in (*samples, *blocks):
+    for offset, n in _ranges(a.n_bytes, sampled=sampled):
         left.read_into(a, offset, memoryview(one)[:n])
         right.read_into(b, offset, memoryview(other)[:n])
         if one[:n] != other[:n]:
             return False
     return True
+
+
+def _ranges(n_bytes: int, *, sampled: bool) -> list[tuple[int, int]]:
+    """What to compare, in order: offset and length."""
+    blocks = [(offset, min(BLOCK_BYTES, n_bytes - offset)) for offset in range(0, n_bytes, BLOCK_BYTES)]
+    if n_bytes <= SAMPLES * SAMPLE_BYTES:
+        return blocks
+    last = n_bytes - SAMPLE_BYTES
+    samples = [(last * i // (SAMPLES - 1), SAMPLE_BYTES) for i in range(SAMPLES)]
+    return samples if sampled else [*samples, *blocks]
 
 
 def count_not_finite(reader: TensorReader, tensor: TensorInfo) -> tuple[int, int]:

@@ -31,9 +31,21 @@ def read_vocabulary(folder: Path) -> Mapping[str, int] | None:
             vocabulary |= read_json_object(folder / "added_tokens.json")
         return vocabulary
     if (folder / "vocab.txt").is_file():
-        lines = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
-        return {token: i for i, token in enumerate(lines) if token}
+        return {token: i for i, token in enumerate(_lines(folder / "vocab.txt")) if token}
     return None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeError) as error:
+        raise FormatError(f"not UTF-8 text: {error}", where=str(path), expected="one token a line") from error
+
+
+def token_text(token: Any) -> str | None:
+    """The text of a token as configs hold it: as text, or as an object with a `content`; None where it is neither."""
+    text = token.get("content") if isinstance(token, Mapping) else token
+    return text if isinstance(text, str) else None
 
 
 def has_template(folder: Path, files: tuple[str, ...]) -> bool:

@@ -1,7 +1,7 @@
 """What base and adapter tell together: how far each matrix moves, and where rows are that should have been trained.
 
 Rows are sampled: STRIPES runs of STRIPE_ROWS rows, evenly spread, always the same ones. A matrix of 8B parameters'
-model costs a few milliseconds, and no more than some MiB are held at a time.
+model costs a few milliseconds, and no more than some tens of MiB are held at a time.
 """
 
 from __future__ import annotations

@@ -12,11 +12,11 @@ from suture.formats.dtypes import Array
 from suture.measures.sampling import Files, is_matrix, stripes
 from suture.values import Adapter, Arch, Resolved, TensorInfo, Update
 
-MAX_TOKENS = 64
+MAX_TOKENS = 32
 NEIGHBOURS = 8  # on each side of a token: where rows are that were shifted
 DISTINCT = 0.5  # of the usual distance from the mean: rows nearer to it are alike, and their order says nothing
-EQUAL = 1e-5
-MUCH_NEARER, NEAR = 0.5, 0.7
+EQUAL = 1e-5  # cosines that differ by less: equal rows of the base
+MUCH_NEARER = 0.5  # times the distance
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,9 @@ class Places:
 
     tensor: str
     is_whole: bool  # a whole matrix; else a list of tokens
-    n_looked_at: int  # rows that the base has, and that can be told from others
+    n_looked_at: int  # rows that the base has; of a matrix, those that can be told from others
     n_astray: int  # of a matrix: nearest to another sampled row of the base; of a list: much nearer to another row
+    cosine: float | None  # of a matrix: the median of the cosine with the base's row, both seen from the mean
     length: float  # the median of ‖row‖ / ‖the base's row‖
 
 
@@ -57,43 +58,47 @@ def _ends(arch: Arch) -> frozenset[str]:
 
 
 def _whole(full: TensorInfo, base: TensorInfo, files: Files) -> Iterator[Places]:
-    """Rows that are sampled of both; each side is taken from its own mean, since training moves all rows of a head."""
+    """Rows that are sampled of both; each side is seen from its own mean, since training moves all rows of a head."""
     at = list(stripes(min(full.shape[0], base.shape[0])))
     tuned, old = _rows(full, at, files.tuned), _rows(base, at, files.base)
-    good = _is_judged(tuned, old, old)
+    good = _is_judged(tuned, old)
     if good.any():
-        own, other = _compared(_centred(tuned, tuned), _centred(old, old), np.arange(len(old)))
-        astray = good & ~((own > 0) & (own >= other - EQUAL))
-        yield Places(full.name, True, int(good.sum()), int(astray.sum()), _length(tuned[good], old[good]))
+        cosines = _directions(tuned) @ _directions(old).T
+        own = cosines.diagonal()
+        astray = good & ~((own > 0) & (own >= cosines.max(axis=1) - EQUAL))
+        counts = int(good.sum()), int(astray.sum())
+        yield Places(full.name, True, *counts, float(np.median(own[good])), _length(tuned[good], old[good]))
 
 
 def _tokens(update: Update, adapter: Adapter, base: TensorInfo, files: Files) -> Iterator[Places]:
-    """Up to 64 listed tokens, beside the base's rows of all of them, their neighbours', and sampled ones."""
+    """Up to 32 listed tokens, beside the base's rows of all of them, their neighbours', and sampled ones."""
     start = update.replacement or base  # of a resized vocabulary the adapter holds the rows that training began with
     reader = files.base if update.replacement is None else files.tuned
     for term in update.terms:
         if term.method != "trainable_tokens" or not is_matrix(start):
             continue
-        rows = adapter.tensors[term.factors["D"].tensor]
+        tensor = adapter.tensors[term.factors["D"].tensor]
         ids = [term.start + row for row in term.rows_changed]
-        listed = sorted(
-            {k * len(ids) // MAX_TOKENS for k in range(MAX_TOKENS)} if len(ids) > MAX_TOKENS else range(len(ids))
-        )
-        if not is_matrix(rows) or not ids or rows.shape[1] != start.shape[1]:
+        if not is_matrix(tensor) or tensor.shape[1] != start.shape[1]:
             continue
-        ids = [ids[k] for k in listed]
-        around = _around(ids, start.shape[0])
-        usual = _rows(start, list(stripes(start.shape[0])), reader)
-        near = _rows(start, [slice(i, i + 1) for i in around], reader)
-        own_place = np.array([around.index(i) for i in ids])
-        tuned = _rows(rows, [slice(k, k + 1) for k in listed], files.tuned)
-        good = _is_judged(tuned, near[own_place], usual)
-        if good.any():
-            candidates = np.concatenate([near, usual])
-            own, other = _compared(_centred(tuned, usual), _centred(candidates, usual), own_place)
-            astray = good & (other >= NEAR) & (own < MUCH_NEARER * other)
-            length = _length(tuned[good], near[own_place][good])
-            yield Places(rows.name, False, int(good.sum()), int(astray.sum()), length)
+        count = min(len(ids), MAX_TOKENS)
+        listed = [k * len(ids) // count for k in range(count)]
+        around = _around([ids[k] for k in listed], start.shape[0])
+        own = np.array([around.index(ids[k]) for k in listed], np.int64)
+        at = [*(slice(i, i + 1) for i in around), *stripes(start.shape[0])]
+        if listed:
+            tuned = _rows(tensor, [slice(k, k + 1) for k in listed], files.tuned)
+            yield from _listed(tensor.name, tuned, _rows(start, at, reader), own)
+
+
+def _listed(tensor: str, tuned: Array, base: Array, own: Array) -> Iterator[Places]:
+    """Distances, not directions: rows that began alike are as far from each other's place as from their own."""
+    good = np.isfinite(tuned).all(axis=1) & np.isfinite(base[own]).all(axis=1)
+    if good.any():
+        distances = np.stack([_norms(base - row) for row in tuned])
+        least = np.where(np.isfinite(distances), distances, np.inf).min(axis=1)
+        astray = good & (least < MUCH_NEARER * distances[np.arange(len(tuned)), own])
+        yield Places(tensor, False, int(good.sum()), int(astray.sum()), None, _length(tuned[good], base[own][good]))
 
 
 def _around(ids: Sequence[int], n_rows: int) -> list[int]:
@@ -106,31 +111,28 @@ def _rows(tensor: TensorInfo, at: Sequence[slice], reader: TensorReader) -> Arra
     return found.astype(np.float32, copy=False)
 
 
-def _is_judged(tuned: Array, base: Array, usual: Array) -> Array:
-    """Rows of finite numbers, whose row in the base is as far from the mean as rows usually are."""
-    finite = np.isfinite(usual).all(axis=1)
-    mean = usual[finite].mean(axis=0) if finite.any() else np.zeros(usual.shape[1], np.float32)
-    far = float(np.median(_norms(usual[finite] - mean))) if finite.any() else 0.0
-    distinct = _norms(base - mean) >= DISTINCT * far
-    judged: Array = np.isfinite(tuned).all(axis=1) & np.isfinite(base).all(axis=1) & distinct & (far > 0)
+def _is_judged(tuned: Array, base: Array) -> Array:
+    """Rows of finite numbers, whose row in the base is about as far from the mean as rows usually are."""
+    finite = np.isfinite(base).all(axis=1)
+    far = _norms(base - _mean(base))
+    usual = float(np.median(far[finite])) if finite.any() else 0.0
+    judged: Array = np.isfinite(tuned).all(axis=1) & finite & (far >= DISTINCT * usual) & (usual > 0)
     return judged
 
 
-def _centred(rows: Array, sample: Array) -> Array:
-    """Directions of rows, seen from the sample's mean; zero for rows that lie on it."""
-    seen = rows - sample[np.isfinite(sample).all(axis=1)].mean(axis=0)
+def _directions(rows: Array) -> Array:
+    """Rows of length one, seen from their mean; zero for those that lie on it."""
+    seen = rows - _mean(rows)
     norms = _norms(seen)[:, None].astype(np.float32)
     useful = np.isfinite(norms) & (norms > 0)
     directions: Array = np.where(useful, seen / np.where(useful, norms, 1), np.float32(0))
     return directions
 
 
-def _compared(rows: Array, base: Array, own_place: Array) -> tuple[Array, Array]:
-    """Of each row, the cosine with its own row of the base, and the largest one with any other row."""
-    cosines = rows @ base.T
-    own = cosines[np.arange(len(rows)), own_place]
-    same = (base[own_place] @ base.T) > 1 - EQUAL  # the sample may hold a token's own row again, or an equal one
-    return own, np.where(same, -1, cosines).max(axis=1)
+def _mean(rows: Array) -> Array:
+    finite = np.isfinite(rows).all(axis=1)
+    mean: Array = rows[finite].mean(axis=0) if finite.any() else np.zeros(rows.shape[1], np.float32)
+    return mean
 
 
 def _length(tuned: Array, base: Array) -> float:

@@ -41,8 +41,8 @@ def plan_adapter(
 
 
 def config_text(config: Json) -> str:
-    """adapter_config.json, as PEFT writes it."""
-    return json.dumps(config, indent=2, sort_keys=True)
+    """adapter_config.json."""
+    return json.dumps(config, indent=2)  # in its order: of patterns that match the same module, the first one counts
 
 
 def _copy(tensor: TensorInfo) -> Operation:

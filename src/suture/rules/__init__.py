@@ -10,7 +10,7 @@ from types import MappingProxyType
 from suture.model_folder import ModelFolder
 from suture.rules.base import Case, Rule
 from suture.run_folder import RunFolder
-from suture.values import Audit, Finding, Options
+from suture.values import Audit, Finding, Options, Repair
 
 SEVERITIES = ("error", "warning", "info")
 
@@ -42,6 +42,11 @@ def diagnose_run(run: RunFolder) -> tuple[Finding, ...]:
 def diagnose_live(audit: Audit) -> tuple[Finding, ...]:
     """All findings of all rules on a model in memory."""
     return ordered(f for rule in RULES.values() if rule.live for f in rule.live(audit))
+
+
+def repairs(case: Case) -> tuple[Repair, ...]:
+    """What each rule would change in the adapter so that it finds nothing any more."""
+    return tuple(repair for rule in RULES.values() if rule.fix and (repair := rule.fix(case)) is not None)
 
 
 def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:

@@ -25,10 +25,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
 
 from suture.rules.base import Case, Rule
-from suture.values import Checkpoint, Finding
+from suture.values import Finding
 
 QUANTIZED = re.compile(r"-(unsloth-)?bnb-[48]bit$")
 
@@ -38,7 +37,8 @@ def check(case: Case) -> Iterable[Finding]:
     named = case.adapter.config.get("base_model_name_or_path")
     if not isinstance(named, str) or not named.strip():
         return
-    names = {short_name(n) for n in _names(case.checkpoint)}
+    recorded = str(case.checkpoint.config.get("_name_or_path") or "")
+    names = {short_name(name) for name in (*case.beside.base_names, recorded)}
     if {short_name(named), QUANTIZED.sub("", short_name(named))} & names:
         return
     where, given = "adapter_config.json: base_model_name_or_path", case.checkpoint.folder
@@ -48,12 +48,6 @@ def check(case: Case) -> Iterable[Finding]:
         f"the base that was given, {_id(str(given))}",
         "Check that both are the same model, at the same revision. A renamed folder is no reason to worry.",
     )
-
-
-def _names(checkpoint: Checkpoint) -> list[str]:
-    """Names that the base goes by."""
-    recorded = checkpoint.config.get("_name_or_path")
-    return [str(Path(checkpoint.folder).resolve()), str(checkpoint.folder), str(recorded or "")]
 
 
 def short_name(name: str) -> str:

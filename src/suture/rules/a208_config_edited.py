@@ -12,7 +12,8 @@ eighth. The tensors keep their shapes, everything loads, and nothing warns.
 ## How it is detected
 The ledger of the training run (`suture_ledger.json`), which stands beside the adapter, holds the config as it was
 saved. The fields are compared one by one; the order of a list and a missing field that is empty do not count. Adapters
-without a ledger cannot be tested.
+without a ledger cannot be tested. A ledger that is there and cannot be read (cut off, or of another version of Suture)
+is a warning: the checks and the merge go on without it.
 
 ## How to fix
 Put the old value back. If you changed the strength of the adapter on purpose, pass `--ignore A208`: the merge uses the
@@ -27,13 +28,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from suture.formats.ledger import NAME
 from suture.rules.base import Case, Rule
 from suture.targets import meaning
 from suture.values import Finding
 
 
 def check(case: Case) -> Iterable[Finding]:
-    """One finding for each field that has changed."""
+    """One finding for each field that has changed, or one for a ledger that cannot be read."""
+    if case.ledger_problem:
+        yield RULE.finding(
+            NAME,
+            f"the ledger of the training run cannot be read: {case.ledger_problem}",
+            "a ledger of this version of suture, as the run wrote it",
+            "Nothing, for the merge goes on without it; but whether the config was edited is not known.",
+            severity="warning",
+        )
     if case.ledger is None:
         return
     then, now = meaning(case.ledger.adapter_config), meaning(case.adapter.config)
@@ -42,7 +52,7 @@ def check(case: Case) -> Iterable[Finding]:
             yield RULE.finding(
                 f"adapter_config.json: {field}",
                 f"{field} is {_shown(now[field])}",
-                f"{_shown(value)}, as it was when the adapter was saved (suture_ledger.json)",
+                f"{_shown(value)}, as it was when the adapter was saved ({NAME})",
                 "Put the value back, or pass --ignore A208 if the change is meant.",
             )
 

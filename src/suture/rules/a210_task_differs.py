@@ -17,7 +17,8 @@ names has no module of that name. M301 names the tensors that found no place.
 
 ## How to fix
 Save the base as a model of the task first, and merge onto that:
-`AutoModelForSequenceClassification.from_pretrained(base, num_labels=…).save_pretrained(folder)`. The head in there is
+`AutoModelForSequenceClassification.from_pretrained(base, num_labels=…).save_pretrained(folder)`. The number of labels
+is that of the rows of the trained head, and the finding names it where the file holds one. The head in there is
 random, and the merge replaces it by the trained one. Heads of TRL's value models (`v_head`) belong to no class of
 Transformers; they are needed for training only, so merge the adapter without them.
 
@@ -29,13 +30,15 @@ Transformers; they are needed for training only, so merge the adapter without th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from suture.rewriting import PREFIX
 from suture.rules.base import Case, Rule, listed
-from suture.values import Finding
+from suture.values import Adapter, Finding
 
 HEADS = ("score", "classifier", "classification_head", "qa_outputs", "v_head", "value_head", "reward_head", "summary")
+_LAST = re.compile(r"(^|\.)(score|classifier|classification_head)(\.out_proj)?(\.modules_to_save)?\.weight$")
 TASKS = {
     "SEQ_CLS": ("AutoModelForSequenceClassification", ("score", "classifier", "classification_head")),
     "TOKEN_CLS": ("AutoModelForTokenClassification", ("classifier", "score")),
@@ -61,17 +64,23 @@ def check(case: Case) -> Iterable[Finding]:
         "config.json: architectures",
         f"the adapter was trained {trained}{named}; the base's class {case.arch.model_class} has no such head",
         "a base of the class that was trained",
-        _do(auto, heads),
+        _do(auto, heads, _n_labels(case.adapter)),
     )
 
 
-def _do(auto: str, heads: set[str]) -> str:
+def _n_labels(adapter: Adapter) -> int | None:
+    """Rows of the classifier's last matrix; None where the file does not hold it in full."""
+    shapes = [t.shape for key, t in adapter.tensors.items() if _LAST.search(key) and len(t.shape) == 2]
+    return shapes[0][0] if len({shape[0] for shape in shapes}) == 1 else None
+
+
+def _do(auto: str, heads: set[str], n_labels: int | None) -> str:
     if heads and heads <= {"v_head", "value_head"}:
         return "A value head is needed for training only: remove its tensors from the file, and merge the rest."
     auto = auto or "AutoModelForSequenceClassification"
-    return (
-        f"Save the base as that class first, {auto}.from_pretrained(base).save_pretrained(folder), and merge onto it."
-    )
+    counts = f", num_labels={n_labels}" if n_labels else ""
+    load = f"{auto}.from_pretrained(base{counts}).save_pretrained(folder)"
+    return f"Save the base as that class first, {load}, and merge onto it."
 
 
 RULE = Rule("A210", "task-differs", "error", check, modes=("F35", "F11"))

@@ -11,7 +11,7 @@ onto that base, the second stage corrects a model that is not there: what the fi
 
 ## How it is detected
 From the small text files in the adapter's folder; names are compared by their last part, in lower case, and a
-quantised copy counts as its original.
+quantised copy counts as its original. Only values of one line are read, and of lists those with one element.
 - The front matter of `README.md` names another `base_model` than `adapter_config.json`.
 - The Axolotl config in `README.md` names another `base_model`.
 - A YAML file of LLaMA-Factory lists several adapters in `adapter_name_or_path` (all but the last are merged before
@@ -65,7 +65,7 @@ def _bases(case: Case) -> Iterable[tuple[str, str]]:
         return
     for file in (README, AXOLOTL):
         theirs = case.beside.settings.get(file, {}).get("base_model")
-        if isinstance(theirs, str) and _plain(theirs) != _plain(ours):
+        if isinstance(theirs, str) and theirs.lower() not in NOTHING and _plain(theirs) != _plain(ours):
             yield f"{file}: base_model", f"it is {theirs}, while adapter_config.json names {ours}"
 
 

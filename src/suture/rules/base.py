@@ -42,6 +42,7 @@ class Case:
     frozen: Mapping[str, float] | None = None  # saved base copies → share of their rows that equal the base's
     uneven: tuple[str, ...] = ()  # adapter tensors that should repeat another one and do not
     ledger: Ledger | None = None  # of the training run, if it stands beside the adapter
+    ledger_problem: str = ""  # why the ledger beside the adapter cannot be read; empty where it can, or there is none
     sides: Sides = field(default_factory=lambda: Sides(()))
     beside: Beside = field(default_factory=Beside)  # small files beside the adapter and the base
     base_fingerprint: str | None = None  # of the base's sampled bytes; None when only headers were read

@@ -33,8 +33,12 @@ from suture.values import Audit, Finding
 
 
 def live(audit: Audit) -> Iterable[Finding]:
-    """What a backward pass did not reach."""
-    return from_audit(audit, RULE, "a finite gradient for every tensor of the adapter")
+    """What a backward pass did not reach; or the news that none was made."""
+    yield from from_audit(audit, RULE, "a finite gradient for every tensor of the adapter")
+    if not audit.probed:
+        why = f": {audit.notes[-1]}" if audit.notes else ""
+        do = "Pass batch=, the arguments of a forward pass that gives a loss, to have gradients checked too."
+        yield RULE.finding("model in memory", f"no backward pass was made{why}", "", do, severity="info")
 
 
 RULE = Rule("L908", "no-gradient", "error", live=live, modes=("F10", "F25"))

@@ -25,11 +25,17 @@ adapter with the new names. If none does, this is probably not the base that the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from suture import resolve
+from suture.rewriting import PREFIX
 from suture.rules.base import Case, Rule, from_problems, listed
-from suture.values import Finding, Repair
+from suture.targets import first_match
+from suture.values import Finding, Json, Repair
+
+DOUBLED = PREFIX + PREFIX
 
 
 def check(case: Case) -> Iterable[Finding]:
@@ -46,12 +52,50 @@ def check(case: Case) -> Iterable[Finding]:
 
 
 def fix(case: Case) -> Repair | None:
-    """Other names, by one rule for the whole file. Where two names become one, the tensors must be equal."""
+    """Other names, by one rule for the whole file, in the config too. Tensors whose names meet must be equal."""
     if not any(p.code == "M301" for p in case.resolved.problems):
         return None
     found = resolve.remedy(case.checkpoint, case.adapter, case.arch)
     found = found or resolve.remedy(case.checkpoint, case.adapter, case.arch, may_meet=True)
-    return None if found is None else Repair(RULE.code, (found.words,), renamed=found.names)
+    if found is None:
+        return None
+    modules = {_module(old): _module(new) for old, new in found.names.items() if _module(old) != _module(new)}
+    changes, unclear = _renamed_config(case.adapter.config, modules)
+    words = (found.words, *(f"the same names in {field} of the config" for field in sorted(changes)))
+    if any(DOUBLED in key for key in found.names):
+        unclear = "that the first adapter is not missed: it was under this one in training, and it is not in this file"
+    return Repair(RULE.code, words, renamed=found.names, config=changes, assumes=unclear)
+
+
+def _module(key: str) -> str:
+    """The module's path in a key."""
+    path = re.split(r"\.(?:lora_|token_adapter\.|base_layer\.|modules_to_save\.|original_module\.)", key)[0]
+    return path.removeprefix(PREFIX).removesuffix(".weight").removesuffix(".bias")
+
+
+def _renamed_config(config: Json, modules: Mapping[str, str]) -> tuple[dict[str, Any], str]:
+    """Fields of the config that name modules by their whole path, under the new names; and what is unclear about it.
+
+    Patterns of ranks and alphas decide the scale. Those that match old names and no new ones belong to the old ones.
+    """
+    changes: dict[str, Any] = {}
+    unclear = ""
+    for field in ("rank_pattern", "alpha_pattern"):
+        patterns = config.get(field) or {}
+        pairs = {new: (first_match(patterns, old), first_match(patterns, new)) for old, new in modules.items()}
+        other = {new: before for new, (before, after) in pairs.items() if before != after and before is not None}
+        if other and all(pairs[new][1] is None for new in other):
+            changes[field] = {**{re.escape(new): value for new, value in other.items()}, **patterns}
+        elif other:
+            unclear = f"that {field} means the new names: it matches old and new ones, with other values"
+    for field in ("target_modules", "exclude_modules", "modules_to_save", "target_parameters"):
+        names = config.get(field)
+        if isinstance(names, list) and set(names) & modules.keys():
+            changes[field] = [modules.get(name, name) for name in names]
+    tokens = config.get("trainable_token_indices")
+    if isinstance(tokens, Mapping) and tokens.keys() & modules.keys():
+        changes["trainable_token_indices"] = {modules.get(name, name): ids for name, ids in tokens.items()}
+    return changes, unclear
 
 
 RULE = Rule("M301", "key-unmatched", "error", check, fix=fix, modes=("F04", "F08", "F22", "F37", "F44"))

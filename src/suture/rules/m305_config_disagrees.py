@@ -173,13 +173,15 @@ def fix(case: Case) -> Repair | None:
     if not any(f.code == RULE.code for f in check(case)):
         return None
     config, held = case.adapter.config, _held(case)
+    if held.saved & held.lora:
+        return None  # PEFT cannot hold both for one module
     changes: dict[str, Any] = {}
     if held.dora and not config.get("use_dora") and held.dora >= held.lora:
         changes["use_dora"] = True
     if held.lora_bias and not config.get("lora_bias"):
         changes["lora_bias"] = True
     if held.saved and not held.saved <= _saved_by(config, case.arch):
-        names = {_shortest(module, case.arch) for module in held.saved}
+        names = {shortest_name(module, case.arch) for module in held.saved}
         changes["modules_to_save"] = sorted({*(config.get("modules_to_save") or ()), *names})
     claimed = {m for m in _lora_modules(case.arch) if targets.is_target({**config, **changes}, m, case.arch)}
     changes |= _targets(case, held.lora, claimed)
@@ -229,21 +231,20 @@ def _saved_by(config: Mapping[str, Any], arch: Arch) -> set[str]:
 
 def _targets(case: Case, held: frozenset[str], claimed: set[str]) -> dict[str, Any]:
     """target_modules that name exactly the modules with factors; nothing where they do, or where none has."""
-    if not held or held == claimed:
-        return {}
     modules = _lora_modules(case.arch)
+    if not held or held == claimed or not held <= set(modules):
+        return {}
     names = {module.rpartition(".")[2] for module in held}
     by_name = {module for module in modules if module.rpartition(".")[2] in names}
     found: dict[str, Any] = {"target_modules": sorted(names) if by_name == held else sorted(held)}
     if case.adapter.config.get("exclude_modules"):
         found["exclude_modules"] = None
-    if case.adapter.config.get("layers_to_transform") is not None:
-        found |= {"layers_to_transform": None, "layers_pattern": None}
-    return found
+    layers = ("layers_to_transform", "layers_pattern")
+    return found | {field: None for field in layers if case.adapter.config.get(field) is not None}
 
 
-def _shortest(module: str, arch: Arch) -> str:
-    """The last part of a module's path, if no other module ends with it; else the path."""
+def shortest_name(module: str, arch: Arch) -> str:
+    """What modules_to_save may call a module: the last part of its path if no other module ends so, else the path."""
     last = module.rpartition(".")[2]
     others = {p.module for p in arch.params.values() if p.module.endswith(last)} - {module}
     return module if others else last

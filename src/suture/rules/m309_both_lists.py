@@ -27,22 +27,12 @@ from collections.abc import Iterable
 
 from suture import targets
 from suture.rules.base import Case, Rule, from_audit, listed
-from suture.values import Audit, Finding
+from suture.values import Arch, Audit, Finding, Json
 
 
 def check(case: Case) -> Iterable[Finding]:
     """At most one finding, with the modules that are in both lists."""
-    config = dict(case.adapter.config)
-    saved = tuple(config.get("modules_to_save") or ())
-    if not saved or str(config.get("target_modules")).lower() == "all-linear":
-        return
-    config["modules_to_save"] = None  # which would exclude them
-    candidates = [
-        param.module
-        for param in case.arch.params.values()
-        if param.kind in targets.LAYER_KINDS and f".{param.module}".endswith(tuple(f".{name}" for name in saved))
-    ]
-    both = {module for module in candidates if targets.is_target(config, module, case.arch)}
+    both = named_twice(case.adapter.config, case.arch)
     if both:
         yield RULE.finding(
             "adapter_config.json: target_modules, modules_to_save",
@@ -50,6 +40,20 @@ def check(case: Case) -> Iterable[Finding]:
             "each module in one of the two lists",
             "If the full matrix is what you want, pass --ignore M309; otherwise train again.",
         )
+
+
+def named_twice(config: Json, arch: Arch) -> set[str]:
+    """Modules that both lists name, as PEFT matches them."""
+    saved = tuple(config.get("modules_to_save") or ())
+    if not saved or str(config.get("target_modules")).lower() == "all-linear":
+        return set()
+    alone = {**config, "modules_to_save": None}  # which would exclude them
+    candidates = [
+        param.module
+        for param in arch.params.values()
+        if param.kind in targets.LAYER_KINDS and f".{param.module}".endswith(tuple(f".{name}" for name in saved))
+    ]
+    return {module for module in candidates if targets.is_target(alone, module, arch)}
 
 
 def live(audit: Audit) -> Iterable[Finding]:

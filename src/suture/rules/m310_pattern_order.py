@@ -55,13 +55,7 @@ def check(case: Case) -> Iterable[Finding]:
 
 def _matches(patterns: Mapping[str, int], names: Iterable[str]) -> dict[str, dict[str, int]]:
     """Module → the keys that match it, with their values, in the order of the file."""
-    found: dict[str, dict[str, int]] = {}
-    names = list(names)
-    for key, value in patterns.items():
-        for name in names:
-            if targets.first_match({key: value}, name) is not None:
-                found.setdefault(name, {})[key] = value
-    return found
+    return {name: {key: patterns[key] for key in targets.matching(patterns, name)} for name in names}
 
 
 RULE = Rule("M310", "pattern-order", "warning", check, modes=("F20",))

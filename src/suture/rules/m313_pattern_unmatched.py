@@ -5,17 +5,17 @@ A key of `rank_pattern` or `alpha_pattern` that matches no module that the adapt
 
 ## Why it matters
 The two patterns give single modules another rank or another alpha. A key has to match the end of a module's path, and
-whole parts of it: `q_proj` does, `proj` matches nothing at all. PEFT passes over a key without a match and uses the
-common `r` and `lora_alpha`. A mistake in a key, or a key with the names of another model, therefore trains or merges
-with another strength than the config seems to say.
+whole parts of it: `q_proj` does, `proj` matches nothing at all. PEFT warns of a key without a match when it
+builds the model, goes on, and uses the common `r` and `lora_alpha`; other tools say nothing. A mistake in a key, or a
+key with the names of another model, therefore trains or merges with another strength than the config seems to say.
 
 ## How it is detected
 Each key is tried, by PEFT's rules, on every module and fused parameter that the adapter changes, under the names of the
 model in memory, of the files and of the adapter.
 
 ## How to fix
-Compare with the training script. If the adapter was trained with this config, nothing needs to change: training passed
-over the key too. If the key was to match, correct it; M304 then says whether the ranks in the file agree with it.
+Compare with the training script. If the adapter was trained with this config, nothing needs to change: training did not
+use the key either. If the key was to match, correct it; M304 then says whether the ranks in the file agree with it.
 
 ## References
 - huggingface/peft#2419: how patterns are matched
@@ -38,8 +38,10 @@ def check(case: Case) -> Iterable[Finding]:
         return  # names that lead nowhere are told by others, and would leave their keys without a match
     names = _names(case)
     for field in ("rank_pattern", "alpha_pattern"):
-        keys = [key for key in config.get(field) or {} if not _matches(key, names)]
-        if keys:
+        patterns = config.get(field) or {}
+        matched = {key for name in names for key in targets.matching(patterns, name)}
+        keys = [key for key in patterns if key not in matched]
+        if keys and names:
             yield RULE.finding(
                 f"adapter_config.json: {field}",
                 f"{listed(keys)} {'matches' if len(keys) == 1 else 'match'} no module that the adapter changes",
@@ -48,14 +50,10 @@ def check(case: Case) -> Iterable[Finding]:
             )
 
 
-def _matches(key: str, names: Iterable[str]) -> bool:
-    return any(targets.first_match({key: 1}, name) is not None for name in names)
-
-
 def _names(case: Case) -> set[str]:
     """Everything that a key may mean: modules and parameters, as they are called in memory and on disk."""
-    changed = case.resolved.updates.keys()
-    names = {*case.resolved.used.values(), *changed}
+    changed = {n for n, u in case.resolved.updates.items() if any(t.method != "trainable_tokens" for t in u.terms)}
+    names = {*(module for key, module in case.resolved.used.items() if ".lora_" in key), *changed}
     for part in case.arch.parts:
         if part.param in changed or part.tensor in changed:
             names |= {part.param, part.tensor, *(_module(n) for n in (part.param, part.tensor))}

@@ -15,7 +15,9 @@ With `check --deep`: up to 256 of the rows that a full matrix of the adapter has
 lies within 5 % of the rows' spread around the mean of the old rows (the rows that Transformers draws differ from the
 mean by less than 0.01 %; one pass over an ordinary data set moves a row by far more). If the adapter brings its
 tokenizer, rows beyond its tokens are padding and not looked at; without one, the rule speaks only if all new rows are
-untrained. A matrix with LoRA on top is not looked at.
+untrained. Of a resized matrix that has a LoRA on top (`base_layer.weight` in the file), new rows count if they are all
+zero, or if they are equal to each other with the LoRA added; below it they may well be equal, as Transformers draws
+them.
 
 ## How to fix
 Train the rows: `trainable_token_indices` with the ids of the new tokens, or embedding and head in `modules_to_save`;

@@ -12,7 +12,9 @@ that of a run that was never stopped. The adapter in the checkpoint is not touch
 ## How it is detected
 From the names of the files, where trainer_state.json says that steps were left: `optimizer.pt` (or `.bin`, or the
 folders of DeepSpeed and FSDP), `scheduler.pt`, `rng_state*.pth`. What the other checkpoints of the run have, such as
-`scaler.pt`, is expected here too. `save_only_model=True` leaves such checkpoints on purpose, so it is a warning.
+`scaler.pt`, is expected here too. A run that has no optimiser in any of its checkpoints was saved with
+`save_only_model=True`, on purpose: that is an info, once a run. So is a checkpoint that stands alone and has nothing of
+the state at all.
 
 ## How to fix
 Resume from the checkpoint before, or take this one as the start of a new run (`suture train --continue`), which says
@@ -37,7 +39,7 @@ OFTEN = ("scaler.pt", "training_args.bin")
 
 
 def check_run(run: RunFolder) -> Iterable[Finding]:
-    """At most one finding, with the files."""
+    """At most one finding, with the files; for checkpoints without state on purpose, one in the first of the run."""
     if run.number is None:
         return
     if STATE not in run.files:
@@ -47,15 +49,30 @@ def check_run(run: RunFolder) -> Iterable[Finding]:
     step, last = run.state.get("global_step"), run.state.get("max_steps")
     if isinstance(step, int) and isinstance(last, int) and 0 < last <= step:
         return  # the run is over: nothing will be resumed
+    if _is_by_choice(run):
+        if run.previous is None:
+            found = "no optimizer was saved, as save_only_model does: training cannot be resumed from here"
+            do = "Nothing, if the run is not to go on. Train without save_only_model to be able to resume."
+            yield RULE.finding("optimizer.pt", found, "all of the trainer's state", do, severity="info")
+        return
     missing = [file for part, file in PARTS.items() if not _has(run, part)]
     missing += [file for file in OFTEN if file in run.elsewhere and file not in run.files]
+    are, them = ("is", "it") if len(missing) == 1 else ("are", "them")
     if missing:
         yield RULE.finding(
             missing[0],
-            f"{listed(missing)} not there, though {step} of {last} steps are done: a resumed run begins these anew",
+            f"{listed(missing)} {are} not there, though {step} of {last} steps are done: "
+            f"a resumed run begins {them} anew",
             "all of the trainer's state",
             "Resume from the checkpoint before; the adapter itself is not touched by this.",
         )
+
+
+def _is_by_choice(run: RunFolder) -> bool:
+    """Whether no checkpoint of the run has an optimiser; of one that stands alone, whether it has no state at all."""
+    if not run.elsewhere:
+        return not any(_has(run, part) for part in PARTS)
+    return not _has(run, "optimizer") and not any(name.startswith(("optimizer", *SHARDED)) for name in run.elsewhere)
 
 
 def _has(run: RunFolder, part: str) -> bool:

@@ -33,6 +33,7 @@ from suture.run_folder import RunFolder
 from suture.values import Finding
 
 COPIES = (".base_layer.", ".original_module.")
+LARGEST = 1e300  # of a learning rate; integers in JSON may be too large for a float
 ADDED = (".lora_", ".token_adapter.", ".modules_to_save.")
 
 
@@ -75,8 +76,8 @@ def _rate(run: RunFolder) -> float | None:
     """The largest learning rate that was logged since the checkpoint before; None where none was."""
     after = run.previous or 0
     logged = [(e.get("step"), e.get("learning_rate")) for e in entries(run)]
-    rates = [float(lr) for step, lr in logged if isinstance(step, int) and isinstance(lr, int | float) and step > after]
-    return max(rates, default=None)
+    rates = [lr for step, lr in logged if isinstance(step, int) and isinstance(lr, int | float) and step > after]
+    return max((float(lr) for lr in rates if abs(lr) < LARGEST), default=None)
 
 
 RULE = Rule("R803", "nothing-moved", "error", run=check_run, deep=True, modes=("F09", "F10"))

@@ -52,9 +52,10 @@ def check(case: Case) -> Iterable[Finding]:
 
 
 def _has_more(case: Case, untied: Untied) -> bool:
-    """True when the adapter has low-rank modules besides the ones that are tied."""
+    """True when `suture fix --separate` can write the ends in full: they are not yet, and PEFT has other modules."""
     ends = {member.rpartition(".")[0] for member in untied.members}
-    return any(".lora_" in key and module not in ends for key, module in case.resolved.used.items())
+    is_low_rank = any(u.terms for m in untied.members if (u := case.settled.updates.get(m)) is not None)
+    return is_low_rank and any(".lora_" in key and module not in ends for key, module in case.resolved.used.items())
 
 
 def _growth(untied: Untied) -> str:

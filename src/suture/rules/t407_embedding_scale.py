@@ -26,9 +26,11 @@ gives what was trained. Trained tokens cannot be repaired like this: in training
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
+from suture.formats.model_config import text_levels
 from suture.rules.base import Case, Rule
+from suture.targets import peft_version
 from suture.values import Finding, Json
 
 FIXED = (0, 18)
@@ -42,7 +44,7 @@ def check(case: Case) -> Iterable[Finding]:
     config = case.adapter.config
     keys = [key for key in case.adapter.tensors if key.endswith(SUFFIXES)]
     version = str(config.get("peft_version") or "")
-    if not keys or not _scales(case.checkpoint.config) or _number(version) >= FIXED:
+    if not keys or not _scales(case.checkpoint.config) or (peft_version(config) or ()) >= FIXED:
         return
     written = f"written by PEFT {version}" if version else "written by a PEFT that did not record its version"
     yield RULE.finding(
@@ -55,16 +57,9 @@ def check(case: Case) -> Iterable[Finding]:
 
 
 def _scales(config: Json) -> bool:
-    text = config.get("text_config")
-    levels = [config, *([text] if isinstance(text, Mapping) else [])]
+    levels = text_levels(config)
     always = any(level.get("model_type") in ALWAYS for level in levels)
     return always or any(v.get("model_type") in SETTABLE and v.get("scale_embedding") is True for v in levels)
-
-
-def _number(version: str) -> tuple[int, ...]:
-    """The first two numbers of a version; nothing, which is older than all, where there are none."""
-    digits = version.split("@")[0].split(".")[:2]
-    return tuple(int(d) for d in digits) if len(digits) == 2 and all(d.isdigit() for d in digits) else ()
 
 
 RULE = Rule("T407", "embedding-scale", "warning", check, modes=("F53",))

@@ -103,7 +103,7 @@ def _numbers(files: Iterable[str]) -> Iterable[Finding]:
 
 def _twice(model: ModelFolder) -> Iterable[Finding]:
     counts = Counter(tensor.name for file in model.weights for tensor in model.headers[file])
-    twice = [name for name, n in counts.items() if n > 1]
+    twice = {name for name, n in counts.items() if n > 1}
     if twice:
         files = [f for f in model.weights if any(t.name in twice for t in model.headers[f])]
         found = f"{len(twice)} tensors are stored more than once, in {listed(files)}: {listed(twice)}"

@@ -55,9 +55,9 @@ def check_model(model: ModelFolder) -> Iterable[Finding]:
             "Save what merge_and_unload() returns, or merge base and adapter with suture merge.",
             severity="error" if is_known else "warning",
         )
-    surplus = {name for names in surplus_layers(model).values() for name in names}
+    told = {name for names in surplus_layers(model).values() for name in names}.union(wrecks, model.quantized.siblings)
     unknown = model.arch.unknown if model.arch else ()
-    others = [n for n in unknown if n not in wrecks and n not in surplus and n not in model.quantized.siblings]
+    others = [name for name in unknown if name not in told]
     if others and model.arch:
         yield RULE.finding(
             f"{model.tensors[others[0]].file}: {others[0]}",

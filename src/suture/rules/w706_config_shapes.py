@@ -85,7 +85,7 @@ def absent_layers(model: ModelFolder) -> Mapping[tuple[str, int], list[str]]:
 
 def surplus_layers(model: ModelFolder) -> Mapping[tuple[str, int], list[str]]:
     """Layers in the files that the class leaves out, though they have the same tensors as one that it has."""
-    unknown = model.arch.unknown if model.arch else ()
+    unknown = set(model.arch.unknown if model.arch else ())
     layers = _by_layer(n for n in model.tensors if n not in unknown)
     shapes = {(stack, frozenset(_ends(names))) for (stack, _), names in layers.items()}
     beyond = _by_layer(unknown)

@@ -27,10 +27,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from suture.formats.vocabulary import TOKENIZER_FILES
+from suture.formats.model_config import text_levels
+from suture.formats.vocabulary import TOKENIZER_FILES, token_text
 from suture.model_folder import ModelFolder
 from suture.rules.base import Rule, listed
-from suture.values import Finding, Json
+from suture.values import Finding
 
 FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 GENERATION, TOKENIZER = "generation_config.json", "tokenizer_config.json"
@@ -40,7 +41,7 @@ def check_model(model: ModelFolder) -> Iterable[Finding]:
     """Ids outside the vocabulary, ends that disagree, and no tokenizer."""
     yield from _outside(model)
     yield from _ends(model)
-    sizes = model.config.get("vocab_size") or _text_config(model.config).get("vocab_size")
+    sizes = any(level.get("vocab_size") for level in text_levels(model.config))
     has_text = model.arch is not None and model.arch.input_embedding is not None and sizes
     if has_text and not TOKENIZER_FILES & model.files.keys():
         found, do = "there is no tokenizer", "Copy the tokenizer that training used, before others look for one."
@@ -59,13 +60,14 @@ def _outside(model: ModelFolder) -> Iterable[Finding]:
 
 
 def _ends(model: ModelFolder) -> Iterable[Finding]:
-    ours = _ids(model.config.get("eos_token_id")) or _ids(_text_config(model.config).get("eos_token_id"))
+    levels = (_ids(level.get("eos_token_id")) for level in text_levels(model.config))
+    ours = next((ids for ids in levels if ids), set[int]())
     theirs = _ids(model.documents.get(GENERATION, {}).get("eos_token_id"))
     if ours and theirs and not ours & theirs:
         found = f"generation ends at {_shown(theirs)}, and config.json says {_shown(ours)}"
         do = "Write the end token that training used into both files."
         yield RULE.finding(f"{GENERATION}: eos_token_id", found, "one end token that both know", do)
-    token = _content(model.documents.get(TOKENIZER, {}).get("eos_token"))
+    token = token_text(model.documents.get(TOKENIZER, {}).get("eos_token"))
     number = (model.vocabulary or {}).get(token) if token is not None else None
     if number is not None and (ours | theirs) and number not in ours | theirs:
         found = f"the tokenizer ends texts with {token!r} ({number}), and the configs say {_shown(ours | theirs)}"
@@ -83,16 +85,6 @@ def _rows(model: ModelFolder) -> int:
 def _ids(value: Any) -> set[int]:
     values = value if isinstance(value, list) else [value]
     return {v for v in values if isinstance(v, int) and not isinstance(v, bool)}
-
-
-def _text_config(config: Json) -> Json:
-    inner = config.get("text_config")
-    return inner if isinstance(inner, dict) else {}
-
-
-def _content(token: Any) -> str | None:
-    text = token.get("content") if isinstance(token, dict) else token
-    return text if isinstance(text, str) else None
 
 
 def _shown(ids: set[int]) -> str:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from suture.formats.listing import ADAPTER_CONFIG, file_names
+from suture.formats.listing import ADAPTER_CONFIG
 from suture.model_folder import ModelFolder
 from suture.rules.base import Case, Rule, listed
 from suture.values import Finding
@@ -32,7 +32,7 @@ from suture.values import Finding
 
 def check(case: Case) -> Iterable[Finding]:
     """At most one finding, with the files."""
-    files = [f for f in file_names(case.checkpoint.folder) if f == ADAPTER_CONFIG or f.startswith("adapter_model.")]
+    files = case.beside.base_adapter
     if files:
         yield RULE.finding(
             f"{case.checkpoint.folder}: {listed(files)}",

@@ -22,17 +22,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from suture.formats import other_weights
 from suture.rules.base import Case, Rule, listed
 from suture.values import Finding
 
 
 def check(case: Case) -> Iterable[Finding]:
     """At most one finding, with the files."""
-    used = {case.adapter.file}
-    if case.adapter.folder.resolve() == case.checkpoint.folder.resolve():
-        used |= {shard.name for shard in case.checkpoint.shards}
-    files = other_weights(case.adapter.folder, used)
+    files = case.beside.unmerged
     if files:
         yield RULE.finding(
             f"{case.adapter.folder}: {listed(files)}",

@@ -14,9 +14,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from suture import targets
 from suture.rewriting import PREFIX
+from suture.rules.m309_both_lists import named_twice
 from suture.training.compare import grouped
 from suture.training.live import DTYPES, Live, look
 from suture.training.probe import probe
@@ -45,10 +47,12 @@ def audit(
         UsageError: the model has no LoRA adapter, or several active ones; or the probe needs a batch.
     """
     live = look(model)
+    at_rest = coded("L912", _at_rest(live))
     differences = [
+        *at_rest,
         *(coded("L902", _twice()) if live.is_wrapped_twice else coded("L901", _promised(live))),
         *coded("L903", _scaled(live)),
-        *coded("L904", _frozen(live)),
+        *coded("L904", _frozen(live) if not at_rest else ()),
         *coded("L902", _beside(live)),
         *coded("L905", _base_trains(live)),
         *coded("M309", _named_twice(live)),
@@ -56,7 +60,8 @@ def audit(
         *coded("L910", _misnamed(live)),
         *coded("L907", _optimised(live, optimizer) if optimizer is not None else ()),
     ]
-    probed = gradients and not any(p.is_meta for p in live.model.parameters())
+    unfit = at_rest or torch.is_inference_mode_enabled() or any(p.is_meta for p in live.model.parameters())
+    probed = gradients and not unfit
     if probed:
         differences += coded("L908", _reached(live, probe(live, batch)))
     records = tensor_records(live, optimizer)
@@ -225,7 +230,9 @@ def _beside(live: Live) -> Iterable[Difference]:
 
 def _base_trains(live: Live) -> Iterable[Difference]:
     """Parameters that train and belong to no adapter."""
-    base = {name: p.numel() for name, p in live.strangers.items() if name not in live.others}
+    once = {id(p): p for name, p in live.strangers.items() if name not in live.others}
+    first = {id(p): name for name, p in sorted(live.strangers.items(), reverse=True)}  # tied ones have several names
+    base = {first[key]: p.numel() for key, p in once.items()}
     if base:
         yield Difference(
             "base",
@@ -238,9 +245,7 @@ def _base_trains(live: Live) -> Iterable[Difference]:
 
 
 def _named_twice(live: Live) -> Iterable[Difference]:
-    saved = {str(name) for name in live.config.get("modules_to_save") or ()}
-    wanted = live.config.get("target_modules") or ()
-    both = sorted(saved & set(wanted)) if not isinstance(wanted, str) else []
+    both = sorted(named_twice(live.config, live.arch))
     if both:
         yield Difference(
             "embeddings",
@@ -249,6 +254,17 @@ def _named_twice(live: Live) -> Iterable[Difference]:
             tuple(both),
             0,
         )
+
+
+def _at_rest(live: Live) -> Iterable[Difference]:
+    """Layers whose factors a forward pass does not go through, because they were merged or switched off."""
+    layers = [module for module in live.model.modules() if isinstance(module, BaseTunerLayer)]
+    if any(layer.merged for layer in layers):
+        found = "the adapter is merged into the weights in memory: a forward pass goes around its factors"
+        yield Difference("LoRA", found, "model.unmerge_adapter() takes it out again.", (), 0)
+    elif layers and all(layer.disable_adapters for layer in layers):
+        found = "the adapter is switched off: a forward pass goes around its factors"
+        yield Difference("LoRA", found, "model.enable_adapter_layers() switches it on again.", (), 0)
 
 
 def _misnamed(live: Live) -> Iterable[Difference]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from suture.errors import UsageError
 from suture.formats import base_on_disk
 from suture.training.audit import audit, coded
 from suture.training.compare import grouped, unsaved_rows
@@ -25,10 +26,18 @@ def examine(
         optimizer: the one that trains; whether it has made steps decides if zeros are a defect.
         batch: keyword arguments of a forward pass that gives a loss. Default: random tokens.
 
+    Without a batch, a model that takes more than tokens is not probed, which is a note of the audit.
+
     Raises:
-        UsageError: the model has no LoRA adapter, or several active ones; or the probe needs a batch.
+        UsageError: the model has no LoRA adapter, or several active ones; or it does not take the batch.
     """
-    found = audit(model, optimizer, batch=batch)
+    try:
+        found = audit(model, optimizer, batch=batch)
+    except UsageError as error:
+        if batch is not None:
+            raise
+        found = audit(model, optimizer, gradients=False)  # what the probe needs, nobody has passed
+        found = replace(found, notes=(*found.notes, error.found))
     live = look(model)
     base = base_on_disk(str(live.config.get("base_model_name_or_path") or ""))
     more = [

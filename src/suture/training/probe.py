@@ -41,9 +41,9 @@ def probe(live: Live, batch: Mapping[str, Any] | None = None) -> dict[str, str]:
     if isinstance(found, Exception):
         raise UsageError(
             f"{type(live.model.get_base_model()).__name__} gives no loss: {found}",
-            where="suture.audit",
+            where="the probe of gradients",
             expected="a causal language model, or a batch of what it takes",
-            do="Pass batch=…, the arguments of a forward pass that gives a loss; or gradients=False.",
+            do="Pass batch=…, the arguments of a forward pass that gives a loss.",
         ) from found
     return found
 

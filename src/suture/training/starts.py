@@ -277,6 +277,6 @@ def _against_config(adapter: Adapter, arch: Arch) -> list[Difference]:
 
 def _findings(checkpoint: Checkpoint, adapter: Adapter) -> list[Difference]:
     """What `suture check` calls an error in this pair, but for a quantised base: it is not merged into here."""
-    case = make_case(checkpoint, adapter, describe(checkpoint.config, checkpoint.tensors), Options(), deep=False)
+    case = make_case(checkpoint, adapter, describe(checkpoint.config, checkpoint.tensors), Options())
     errors = [f for f in diagnose(case) if f.severity == "error" and f.code != "N504"]
     return [Difference("files", f"{f.code} {f.where}: {f.found}", f.do or "", (), 0) for f in errors]

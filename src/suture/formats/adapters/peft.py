@@ -8,6 +8,7 @@ from typing import Any
 
 from suture.errors import FormatError, InputError, PickleRefused
 from suture.formats import hub, pickles
+from suture.formats.adapter_config import check_types
 from suture.formats.files import inside, quoted
 from suture.formats.jsonfile import read_json_object
 from suture.formats.listing import ADAPTER_CONFIG, file_names, side_files
@@ -115,6 +116,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = inside(folder, ADAPTER_CONFIG)
     config = read_json_object(path)
     if isinstance(config.get("peft_type"), str):
+        check_types(config)
         return config
     is_mlx = any(key in config for key in _MLX_KEYS)
     raise FormatError(
