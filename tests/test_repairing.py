@@ -224,7 +224,9 @@ def test_experts_that_are_called_as_another_version_calls_them(base_of, tmp_path
             name = name.replace(old, new)
         return name
 
-    found = suture.fix(base_of("mixtral"), damaged(whole, tmp_path / "broken", renamed), tmp_path / "out")
+    broken = damaged(whole, tmp_path / "broken", renamed)
+    assert "names in memory" in suture.fix(base_of("mixtral"), broken).possible[0].assumes
+    found = suture.fix(base_of("mixtral"), broken, tmp_path / "out", unsafe=True)
     assert found.ok, found.after
     assert same(whole, tmp_path / "out")
 
@@ -304,6 +306,66 @@ def test_without_out_nothing_is_written(base, healthy, tmp_path):
     assert found.ok, "as it would be"
     assert found.repairs
     assert [p.name for p in tmp_path.iterdir()] == ["broken"]
+
+
+def test_an_adapter_that_is_left_with_errors_is_not_written(base, healthy, tmp_path):
+    """The names can be put right; the half of a pair that is missing cannot."""
+    first = "model.layers.0.self_attn.q_proj.lora_B.weight"
+    broken = damaged(healthy, tmp_path / "broken", lambda n: n.replace(PREFIX + "model.", PREFIX), drop=[first])
+    found = suture.fix(base, broken, tmp_path / "out", unsafe=True)
+    assert found.repairs
+    assert not found.ok
+    assert found.out is None
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UsageError, match="other defects: M302"):
+        suture.fix(base, broken, tmp_path / "out", separate=True)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"modules_to_save": ["lm_head"]}, {"use_dora": True}, {"target_modules": ["q_proj", "embed_tokens"]}],
+    ids=["saved", "dora", "embedding"],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_state_dict_of_the_model_in_memory(base, tmp_path, settings):
+    """Sharded trainers save what they see: names of adapters, and the copies of wrappers."""
+    model = trained(wrapped(adapter_name="sft", **settings))
+    model.save_pretrained(tmp_path / "whole")
+    whole = tmp_path / "whole" / "sft"
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    raw = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    save_file(raw, broken / FILE, metadata={"format": "pt"})
+    (broken / CONFIG).write_text((whole / CONFIG).read_text())
+    found = suture.fix(base, broken, tmp_path / "out")
+    assert found.ok, found.after
+    assert torch.equal(logits(base, whole), logits(base, tmp_path / "out"))
+
+
+def test_a_layer_of_a_kind_that_is_missing_may_have_been_lost(base, tmp_path):
+    whole = saved(tmp_path / "whole", target_modules=["q_proj", "v_proj", "o_proj"])
+    lost = ["layers.1.self_attn.o_proj.lora_A.weight", "layers.1.self_attn.o_proj.lora_B.weight"]
+    broken = damaged(whole, tmp_path / "broken", drop=lost, target_modules=["q_proj"])
+    found = suture.fix(base, broken, tmp_path / "out")
+    assert not found.ok
+    assert "layers.1.self_attn.o_proj" in found.possible[0].assumes
+
+
+def test_patterns_of_fused_experts_are_renamed_and_survive_separation(base_of, tmp_path):
+    family = FAMILIES["qwen3-moe"]
+    base = base_of(family.name)
+    path = "model.layers.0.mlp.experts.down_proj"
+    config = LoraConfig(
+        r=2, lora_alpha=4, target_modules=["q_proj"], target_parameters=["down_proj"], alpha_pattern={path: 64}
+    )
+    trained(get_peft_model(load(family, base), config)).save_pretrained(tmp_path / "whole")
+    old = {"alpha_pattern": {path.replace("model.", "backbone.", 1): 64}}
+    broken = damaged(
+        tmp_path / "whole", tmp_path / "broken", lambda n: n.replace(PREFIX + "model.", PREFIX + "backbone."), **old
+    )
+    found = suture.fix(base, broken, tmp_path / "out", unsafe=True)
+    assert found.ok, found.after
+    assert torch.equal(logits(base, tmp_path / "whole"), logits(base, tmp_path / "out"))
 
 
 def test_what_lies_beside_comes_along_and_what_does_not_is_told(base, healthy, tmp_path):

@@ -73,7 +73,7 @@ def test_a_stranger_among_many_is_not_looked_for_in_all_the_others_again_and_aga
         return key in keys
 
     assert rewriting.find([*keys, "base_model.model.visual.x.lora_A.weight"], fits) is None
-    assert len(asked) < 20 * len(keys)
+    assert len(asked) < 100 * len(keys)
 
 
 def test_experts_are_called_as_mixtral_or_as_qwen_calls_them():

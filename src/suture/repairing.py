@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from suture.equality import Equality
-from suture.errors import NotVerified
+from suture.errors import Findings, NotVerified
 from suture.formats import file_sha256, fingerprint, other_weights, read_adapter
 from suture.pipeline import Reading, load_case, make_case, merge, require_outside, verify
 from suture.planning import Identity, plan_adapter
-from suture.rules import diagnose, repairs
+from suture.rules import diagnose, ignorable, repairs
 from suture.rules.base import Case
 from suture.separation import separated
 from suture.values import Adapter, Finding, LogitsReport, Operation, Options, Repair, TensorInfo
@@ -68,8 +68,8 @@ def fix(  # noqa: PLR0913 - keywords of the public interface
     """Repair an adapter: names by one rule for the whole file, the config from the tensors. Values are never changed.
 
     Args:
-        out: folder for the repaired adapter; it appears whole and verified, or not at all. None: only say what would
-            be repaired.
+        out: folder for the repaired adapter; it appears whole, verified and without an error left, or not at all.
+            None: only say what would be repaired.
         unsafe: make repairs too that assume what no file proves; each says what.
         separate: write the ends of a tied pair that the adapter changes in different ways as two full matrices
             (`modules_to_save`), which other tools merge and serve rightly.
@@ -88,7 +88,7 @@ def fix(  # noqa: PLR0913 - keywords of the public interface
         mended = _separated(mended)
     if out is not None:
         require_outside(Path(out), case)
-    if out is None or not (mended.repairs or mended.made):
+    if out is None or not (mended.repairs or mended.made) or (not mended.made and _blocking(_deep(mended.case))):
         after = before if mended.made or not mended.repairs else diagnose(_deep(mended.case))
         return Fixed(mended.repairs, mended.possible, before, after)
     return _written(mended, before, Path(out), logits)
@@ -166,6 +166,22 @@ def _renamed(adapter: Adapter, names: Mapping[str, str], repair: Repair) -> Adap
     return replace(adapter, tensors=tensors, config=config)
 
 
+def _blocking(case: Case) -> list[Finding]:
+    """What is left of names, shapes, config and ties: PEFT may load it in part, or not at all, so it is not written."""
+    errors = [f for f in diagnose(case) if f.severity == "error" and not ignorable(f, case.options)]
+    return [f for f in errors if f.code[0] in "MT"]
+
+
+def _require_whole(case: Case) -> None:
+    """Refuse an adapter that is left with errors.
+
+    Raises:
+        Findings: it is.
+    """
+    if left := _blocking(case):
+        raise Findings(left, do="Nothing was written.")
+
+
 def _again(case: Case, adapter: Adapter) -> Case:
     return make_case(case.checkpoint, adapter, case.arch, case.options)
 
@@ -201,6 +217,7 @@ def _written(mended: _Mended, before: tuple[Finding, ...], out: Path, logits: Lo
     staged = execute.run(plan, execute.Inputs(case.checkpoint, source), out)
     try:
         verdict = replay_adapter(plan, case.checkpoint, source, staged.folder)
+        _require_whole(_deep(_again(case, read_adapter(staged.folder))))
         report = _proven(case, staged.folder, logits)
     except BaseException:
         execute.abandon(staged)

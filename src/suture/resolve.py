@@ -78,7 +78,7 @@ def resolve(checkpoint: Checkpoint, adapter: Adapter, arch: Arch) -> Resolved:
     """Bind every tensor of the adapter to the parameter of the model that it changes."""
     scene = _scene(checkpoint, adapter, arch)
     places = {key: place for key in sorted(adapter.tensors) if (place := locate(key, scene))}
-    bound = _Bindings({}, {}, _strangers_problem(set(adapter.tensors) - set(places), adapter, scene))
+    bound = _Bindings({}, {}, _strangers_problem(set(adapter.tensors) - set(places), checkpoint, adapter, scene))
     frozen = {p.param: adapter.tensors[key] for key, p in places.items() if p.role == "frozen"}
     trained = {p.param: key for key, p in places.items() if p.role == "trained"}
     copies = {key: trained.setdefault(p.param, key) for key, p in places.items() if p.role == "repeated"}
@@ -96,9 +96,16 @@ def resolve(checkpoint: Checkpoint, adapter: Adapter, arch: Arch) -> Resolved:
 
 
 def remedy(checkpoint: Checkpoint, adapter: Adapter, arch: Arch, *, may_meet: bool = False) -> Rewriting | None:
-    """The rewriting that makes all keys of an adapter fit; see `rewriting.find`."""
+    """The rewriting that makes all keys of an adapter fit; see `rewriting.find`.
+
+    Names in memory come first, as PEFT knows no others; names on disk only where those do not fit.
+    """
     scene = _scene(checkpoint, adapter, arch)
-    return rewriting.find(adapter.tensors, lambda key: locate(key, scene) is not None, may_meet=may_meet)
+    for known in (replace(scene, params=dict(arch.params)), scene):
+        found = rewriting.find(adapter.tensors, lambda key, s=known: locate(key, s) is not None, may_meet=may_meet)  # type: ignore[misc]
+        if found is not None:
+            return found
+    return None
 
 
 def _scene(checkpoint: Checkpoint, adapter: Adapter, arch: Arch) -> _Scene:
@@ -237,17 +244,17 @@ def _orphan(module: str, suffix: str, tensor: TensorInfo, weight: Param | None) 
     )
 
 
-def _strangers_problem(strangers: set[str], adapter: Adapter, scene: _Scene) -> list[Problem]:
+def _strangers_problem(strangers: set[str], checkpoint: Checkpoint, adapter: Adapter, scene: _Scene) -> list[Problem]:
     """One problem for all keys that name nothing in the base, with the rewriting that would make all keys fit."""
     if not strangers:
         return []
-    remedy = rewriting.find(adapter.tensors, lambda key: locate(key, scene) is not None)  # the whole file or nothing
+    found = remedy(checkpoint, adapter, scene.arch)  # for the whole file or not at all
     names = sorted(strangers)
     shown = "\n    ".join(names[:4] + ([f"… and {len(names) - 4} more"] if len(names) > 4 else []))
     do = "Check that this is the base model the adapter was trained on."
-    if remedy is not None:
-        do = f"One rewriting makes all {len(adapter.tensors)} keys fit: {remedy.words}"
-        do += f"\n    {remedy.before}\n  → {remedy.after}"
+    if found is not None:
+        do = f"One rewriting makes all {len(adapter.tensors)} keys fit: {found.words}"
+        do += f"\n    {found.before}\n  → {found.after}"
     return [
         Problem(
             "M301",

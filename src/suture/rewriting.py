@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 PREFIX = "base_model.model."
-WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "module.")
+WRAPPERS = (
+    *("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_forward_module.", "module."),
+    *("policy.", "pretrained_model."),
+)
 GENERATIONS = ("", "model.", "transformer.", "model.language_model.", "language_model.model.", "language_model.",
                "model.text_model.", "backbone.", "thinker.model.", "model.model.")  # fmt: skip
 
@@ -27,6 +30,7 @@ class Rewriting:
 class _Step:
     words: str
     apply: Callable[[str], str]
+    is_exchange: bool = False
 
 
 def find(keys: Iterable[str], fits: Callable[[str], bool], *, may_meet: bool = False) -> Rewriting | None:
@@ -36,10 +40,10 @@ def find(keys: Iterable[str], fits: Callable[[str], bool], *, may_meet: bool = F
         may_meet: allow that two keys become equal, for files that hold tensors twice.
     """
     keys = sorted(keys, key=lambda key: (fits(key), key))  # what does not fit yet decides, and is few tries
-    for steps in _candidates():
-        if not all(fits(_rewrite(key, steps)) for key in keys):
+    for steps in _candidates(_adapter_name(keys)):
+        if not all(fits(_rewrite(key, steps, fits)) for key in keys):
             continue
-        new = {key: _rewrite(key, steps) for key in keys}
+        new = {key: _rewrite(key, steps, fits) for key in keys}
         changed = next((key for key in sorted(keys) if new[key] != key), None)
         if changed is not None and (may_meet or len(set(new.values())) == len(new)):
             names = {key: name for key, name in new.items() if name != key}
@@ -47,9 +51,15 @@ def find(keys: Iterable[str], fits: Callable[[str], bool], *, may_meet: bool = F
     return None
 
 
-def _candidates() -> Iterable[tuple[_Step, ...]]:
+def _adapter_name(keys: Iterable[str]) -> str:
+    """The adapter's name, where it stayed in the keys: what stands behind lora_A in all of them."""
+    found = {match[1] for key in keys if (match := re.search(r"\.lora_(?:A|embedding_A)\.([^.]+)(?=\.weight$|$)", key))}
+    return found.pop() if len(found) == 1 and found != {"weight"} else "default"
+
+
+def _candidates(name: str) -> Iterable[tuple[_Step, ...]]:
     """Cleanings alone first, then with one exchange of the leading path; fewest steps first."""
-    cleanings = (_names(), _wrappers(), _doubled(), _bare(), *_experts())
+    cleanings = (_names(name), _wrappers(), _doubled(), _bare(), *_experts())
     for n in range(1, len(cleanings) + 1):
         yield from itertools.combinations(cleanings, n)
     for n in range(len(cleanings) + 1):
@@ -57,15 +67,21 @@ def _candidates() -> Iterable[tuple[_Step, ...]]:
             yield from ((*chosen, step) for step in _exchanges())
 
 
-def _rewrite(key: str, steps: Iterable[_Step]) -> str:
+def _rewrite(key: str, steps: Iterable[_Step], fits: Callable[[str], bool]) -> str:
+    """The key after all steps. An exchange of the leading path leaves alone what fits without it, such as a head."""
     for step in steps:
-        key = step.apply(key)
+        key = key if step.is_exchange and fits(key) else step.apply(key)
     return key
 
 
-def _names() -> _Step:
-    pattern = re.compile(r"(\.(?:lora_\w+|modules_to_save|trainable_tokens_delta))((?:\.default)+)(?=\.|$)")
-    return _Step("drop the adapter's name (.default) from the keys", lambda key: pattern.sub(r"\1", key))
+def _names(name: str) -> _Step:
+    """`lora_A.NAME`, as in memory; modules_to_save has the name too, and neither of both in a file."""
+    name = rf"(?:\.{re.escape(name)})+"
+    saved = re.compile(rf"\.modules_to_save{name}(?=\.)")
+    vector = re.compile(rf"(\.lora_magnitude_vector){name}\.weight$")
+    others = re.compile(rf"(\.(?:lora_\w+|trainable_tokens_delta)){name}(?=\.|$)")
+    words = "drop the adapter's name (.default) from the keys"
+    return _Step(words, lambda key: others.sub(r"\1", vector.sub(r"\1", saved.sub("", key))))
 
 
 def _wrappers() -> _Step:
@@ -101,11 +117,11 @@ def _exchanges() -> Iterable[_Step]:
         words = f"write {new} for {old} after {PREFIX}" if old and new else (
             f"insert {new} after {PREFIX}" if new else f"drop {old} after {PREFIX}"
         )  # fmt: skip
-        yield _Step(words, lambda key, old=old, new=new: _exchange(key, old, new))  # type: ignore[misc]
+        yield _Step(words, lambda key, old=old, new=new: _exchange(key, old, new), is_exchange=True)  # type: ignore[misc]
 
 
 def _exchange(key: str, old: str, new: str) -> str:
     head = PREFIX + old
-    if not key.startswith(head) or "lm_head" in key:
+    if not key.startswith(head):
         return key
     return PREFIX + new + key[len(head) :]

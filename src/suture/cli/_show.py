@@ -150,8 +150,9 @@ def _after_fix(out: Console, found: Fixed, base: str) -> None:
         if found.ok:
             line(out, styled("next: ", "dim"), f"suture merge {shlex.quote(base)} {shlex.quote(str(found.out))} -o OUT")
     else:
-        name = ": name a folder with -o" if found.repairs else ""
-        line(out, styled(f"Nothing was written{name}.", "dim"))
+        name = ": name a folder with -o" if found.repairs and found.ok else ""
+        left = ": what is left would not load" if found.repairs and not found.ok else ""
+        line(out, styled(f"Nothing was written{name or left}.", "dim"))
 
 
 def _repair(out: Console, repair: Repair) -> None:

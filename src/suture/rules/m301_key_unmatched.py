@@ -33,7 +33,7 @@ from suture import resolve
 from suture.rewriting import PREFIX
 from suture.rules.base import Case, Rule, from_problems, listed
 from suture.targets import first_match
-from suture.values import Finding, Json, Repair
+from suture.values import Arch, Finding, Json, Repair
 
 DOUBLED = PREFIX + PREFIX
 
@@ -60,10 +60,13 @@ def fix(case: Case) -> Repair | None:
     if found is None:
         return None
     modules = {_module(old): _module(new) for old, new in found.names.items() if _module(old) != _module(new)}
-    changes, unclear = _renamed_config(case.adapter.config, modules)
+    changes, unclear = _renamed_config(case.adapter.config, _with_params(modules, case.arch))
     words = (found.words, *(f"the same names in {field} of the config" for field in sorted(changes)))
     if any(DOUBLED in key for key in found.names):
         unclear = "that the first adapter is not missed: it was under this one in training, and it is not in this file"
+    known = {param.module for param in case.arch.params.values()}
+    if modules and not set(modules.values()) <= known:
+        unclear = "that names on the disk will do: a merge reads them, and PEFT may look for the names in memory"
     return Repair(RULE.code, words, renamed=found.names, config=changes, assumes=unclear)
 
 
@@ -73,8 +76,16 @@ def _module(key: str) -> str:
     return path.removeprefix(PREFIX).removesuffix(".weight").removesuffix(".bias")
 
 
-def _renamed_config(config: Json, modules: Mapping[str, str]) -> tuple[dict[str, Any], str]:
-    """Fields of the config that name modules by their whole path, under the new names; and what is unclear about it.
+def _with_params(modules: Mapping[str, str], arch: Arch) -> dict[str, str]:
+    """The renamed modules, and the fused parameters in them, which patterns and target_parameters name as well."""
+    old_of = {new: old for old, new in modules.items()}
+    params = [param for param in arch.params.values() if param.module in old_of and not param.name.endswith(".weight")]
+    leaves = {f"{old_of[param.module]}.{param.name.rpartition('.')[2]}": param.name for param in params}
+    return {**modules, **leaves}
+
+
+def _renamed_config(config: Json, paths: Mapping[str, str]) -> tuple[dict[str, Any], str]:
+    """Fields of the config that name modules by their paths, under the new names; and what is unclear about it.
 
     Patterns of ranks and alphas decide the scale. Those that match old names and no new ones belong to the old ones.
     """
@@ -82,7 +93,7 @@ def _renamed_config(config: Json, modules: Mapping[str, str]) -> tuple[dict[str,
     unclear = ""
     for field in ("rank_pattern", "alpha_pattern"):
         patterns = config.get(field) or {}
-        pairs = {new: (first_match(patterns, old), first_match(patterns, new)) for old, new in modules.items()}
+        pairs = {new: (first_match(patterns, old), first_match(patterns, new)) for old, new in paths.items()}
         other = {new: before for new, (before, after) in pairs.items() if before != after and before is not None}
         if other and all(pairs[new][1] is None for new in other):
             changes[field] = {**{re.escape(new): value for new, value in other.items()}, **patterns}
@@ -90,12 +101,21 @@ def _renamed_config(config: Json, modules: Mapping[str, str]) -> tuple[dict[str,
             unclear = f"that {field} means the new names: it matches old and new ones, with other values"
     for field in ("target_modules", "exclude_modules", "modules_to_save", "target_parameters"):
         names = config.get(field)
-        if isinstance(names, list) and set(names) & modules.keys():
-            changes[field] = [modules.get(name, name) for name in names]
+        if isinstance(names, list):
+            renamed = [new for name in names for new in _renamed(name, paths)]
+            changes |= {field: list(dict.fromkeys(renamed))} if renamed != names else {}
     tokens = config.get("trainable_token_indices")
-    if isinstance(tokens, Mapping) and tokens.keys() & modules.keys():
-        changes["trainable_token_indices"] = {modules.get(name, name): ids for name, ids in tokens.items()}
+    if isinstance(tokens, Mapping):
+        entries = {new: ids for name, ids in tokens.items() for new in _renamed(name, paths)}
+        changes |= {"trainable_token_indices": entries} if entries.keys() != tokens.keys() else {}
     return changes, unclear
+
+
+def _renamed(name: str, paths: Mapping[str, str]) -> list[str]:
+    """What an entry of a list becomes: the new paths of what it named, if it names nothing any more."""
+    if any(f".{new}".endswith(f".{name}") for new in paths.values()):
+        return [name]
+    return sorted({new for old, new in paths.items() if f".{old}".endswith(f".{name}")}) or [name]
 
 
 RULE = Rule("M301", "key-unmatched", "error", check, fix=fix, modes=("F04", "F08", "F22", "F37", "F44"))

@@ -43,7 +43,10 @@ def fix(case: Case) -> Repair | None:
     if not any(p.code == "M304" for p in case.resolved.problems):
         return None
     ranks = _ranks(case)
-    if not ranks or (rank := Counter(ranks.values()).most_common(1)[0][0]) == 0:
+    known = {name for param in case.arch.params.values() for name in (param.module, param.name)}
+    if not ranks or not ranks.keys() <= known:  # PEFT would not find names on the disk
+        return None
+    if (rank := Counter(ranks.values()).most_common(1)[0][0]) == 0:
         return None
     others = {name: r for name, r in ranks.items() if r != rank}
     pattern = {re.escape(name): r for name, r in sorted(others.items())}
@@ -68,11 +71,11 @@ def _ranks(case: Case) -> dict[str, int]:
         module, found, ending = key.removeprefix(PREFIX).partition(".lora_A.")
         if not found:
             module, found, ending = key.removeprefix(PREFIX).partition(".lora_embedding_A")
-        if not found or ending not in ("weight", ""):
+        if not found or ending not in ("weight", "") or len(tensor.shape) < 2:
             continue
         level = module.count(".base_layer")
         module = module.replace(".base_layer", "")
-        if params := fused.get(module):
+        if level < len(params := fused.get(module, ())):
             param = params[-1 - level]
             ranks[param.name] = tensor.shape[0] // (param.shape[0] if len(param.shape) == 3 else 1)
         else:

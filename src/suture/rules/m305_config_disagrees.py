@@ -188,8 +188,8 @@ def fix(case: Case) -> Repair | None:
     if not changes:
         return None
     words = tuple(f"{field}: {_short(config.get(field))} → {_short(new)}" for field, new in sorted(changes.items()))
-    lost = sorted(claimed - held.lora)
-    missing = f"that nothing was lost: the config asks for {listed(lost)}, and the file has no factors for it"
+    lost = sorted((claimed - held.lora) | _uneven(case, held.lora))
+    missing = f"that nothing was lost: the file has no factors for {listed(lost)}, and has them for others of the kind"
     return Repair(RULE.code, words, config=changes, assumes=missing if lost else "")
 
 
@@ -209,7 +209,8 @@ def _held(case: Case) -> _Held:
     fused = targets.target_parameters(case.adapter.config, case.arch)
 
     def having(*suffixes: str) -> frozenset[str]:
-        return frozenset(_module(k) for k in keys if k.endswith(suffixes) and _module(k) not in fused)
+        modules = {_module(k).replace(".base_layer", "") for k in keys if k.endswith(suffixes)}
+        return frozenset(modules - fused.keys())
 
     ends = {case.arch.input_embedding, case.arch.output_embedding}
     in_full = {_module(k) for k in keys if k.removeprefix(PREFIX) in case.arch.params and not k.endswith(".bias")}
@@ -219,6 +220,16 @@ def _held(case: Case) -> _Held:
         lora_bias=having(".lora_B.bias"),
         saved=frozenset(in_full - ends),
     )
+
+
+def _uneven(case: Case, held: frozenset[str]) -> set[str]:
+    """Modules without factors, of a name that has them in other layers, where the config does not choose layers."""
+    config = case.adapter.config
+    wanted = config.get("target_modules")
+    fields = ("layers_to_transform", "exclude_modules")
+    chooses = isinstance(wanted, str) or any("." in str(name) for name in wanted or ()) or any(map(config.get, fields))
+    names = {module.rpartition(".")[2] for module in held}
+    return set() if chooses else {m for m in _lora_modules(case.arch) if m.rpartition(".")[2] in names} - held
 
 
 def _lora_modules(arch: Arch) -> list[str]:
