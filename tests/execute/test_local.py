@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from suture import execute
 from suture.errors import Interrupted, SutureError
-from suture.execute import kernel, local, pieces, staging
+from suture.execute import fused, kernel, local, pieces, staging
 from suture.execute.local import Queue, count_workers
 from suture.execute.pieces import Piece, Span, split
 from suture.methods.base import Method
@@ -108,6 +108,7 @@ def failing(monkeypatch, error: BaseException) -> None:
         raise error
 
     monkeypatch.setattr(kernel, "METHODS", {"lora": Method({}, rows=rows)})
+    monkeypatch.setattr(fused, "load", lambda: None)
 
 
 @pytest.mark.parametrize("error", [ValueError("odd"), MemoryError(), ZeroDivisionError("by zero")])
@@ -138,6 +139,7 @@ def test_a_failure_stops_the_other_workers(pair, plan, tmp_path, monkeypatch):
 
     monkeypatch.setattr(execute, "work", remember)
     monkeypatch.setattr(kernel, "METHODS", {"lora": Method({}, rows=rows)})
+    monkeypatch.setattr(fused, "load", lambda: None)
     with pytest.raises(SutureError, match="ValueError: first"):
         execute.run(plan, pair.inputs, tmp_path / "out", workers=3)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from suture.errors import FormatError, InputError, SutureError
+from suture.execute import fused
 from suture.execute.inputs import Inputs
 from suture.execute.pieces import Rows, row_bytes
 from suture.factors import FactorReader, cut_rows
@@ -34,8 +35,30 @@ class Kernel:
     def run(self, step: Rows) -> Iterator[tuple[int, Array]]:
         """Of each block, the offset in the output file and the stored values, valid until the next block."""
         bound = [self._bind(step, k, t) for k, t in enumerate(step.op.terms) if _overlap(t, step.start, step.stop)]
+        block_of = self._fused_block(step, bound) or (lambda block: self._block(step.op, block, bound))
         for block in step.blocks():
-            yield step.op.begin + block.start * row_bytes(step.op), self._block(step.op, block, bound)
+            yield step.op.begin + block.start * row_bytes(step.op), block_of(block)
+
+    def _fused_block(self, step: Rows, bound: list[tuple[Term, Factors]]) -> Callable[[slice], Array] | None:
+        """What computes a block in one pass: for one LoRA on all of the step's rows, where the kernel was compiled."""
+        op, compiled = step.op, fused.load()
+        dtypes = (op.source.tensor.dtype, op.dtype)
+        if compiled is None or len(bound) != 1 or dtypes not in fused.PAIRS:
+            return None
+        term, f = bound[0]
+        if term.method != "lora" or (term.start, term.stop) != (step.start, step.stop) or not term.rank:
+            return None
+        packed = compiled.pack(f["A"])
+
+        def block_of(block: slice) -> Array:
+            raw = self._raw(op, block)
+            same = dtypes[0] == dtypes[1]
+            out = raw if same else self._buffer("out", raw.shape, DTYPES[op.dtype].storage)
+            rows = slice(block.start - step.start, block.stop - step.start)
+            compiled.lora(raw, out, f["B"][rows], packed, term.scale, dtypes)
+            return out
+
+        return block_of
 
     def _block(self, op: Operation, block: slice, bound: list[tuple[Term, Factors]]) -> Array:
         w = self._read(op, block)
@@ -73,17 +96,22 @@ class Kernel:
     def _read(self, op: Operation, block: slice) -> Array:
         """Rows of the source, in the type that is computed in."""
         source, dtype = op.source.tensor, working_dtype(op)
-        storage = DTYPES[source.dtype].storage
-        assert storage is not None
-        shape = (block.stop - block.start, op.cols)
-        raw = self._buffer("raw", shape, storage)
-        offset = (op.source.row + block.start) * op.cols * storage.itemsize
-        self._readers[op.source.origin].read_into(source, offset, raw)
-        w = self._buffer("w", shape, dtype)
+        raw = self._raw(op, block)
+        w = self._buffer("w", raw.shape, dtype)
         if dtype == compute_dtype(source.dtype):
             return to_float(raw, source.dtype, w)
         np.copyto(w, to_float(raw, source.dtype))
         return w
+
+    def _raw(self, op: Operation, block: slice) -> Array:
+        """Rows of the source, as they are stored."""
+        source = op.source.tensor
+        storage = DTYPES[source.dtype].storage
+        assert storage is not None
+        raw = self._buffer("raw", (block.stop - block.start, op.cols), storage)
+        offset = (op.source.row + block.start) * op.cols * storage.itemsize
+        self._readers[op.source.origin].read_into(source, offset, raw)
+        return raw
 
     def _buffer(self, use: str, shape: tuple[int, ...], dtype: np.dtype[Any] | None) -> Array:
         assert dtype is not None

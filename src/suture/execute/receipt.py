@@ -13,6 +13,7 @@ import threadpoolctl
 
 import suture
 from suture.codec import to_json
+from suture.execute import fused
 from suture.execute.inputs import Inputs
 from suture.planning.codec import plan_id
 from suture.values import Plan, Receipt
@@ -28,7 +29,8 @@ def kernel_name() -> str:
         for lib in sorted(threadpoolctl.threadpool_info(), key=lambda lib: str(lib["filepath"]))
         if lib["user_api"] == "blas" and "numpy" in lib["filepath"]
     ]
-    return f"numpy {np.__version__}, {found[0] if found else _built_with()}"
+    compiled = f"fused {fused.VERSION}, " if fused.load() is not None else ""
+    return f"{compiled}numpy {np.__version__}, {found[0] if found else _built_with()}"
 
 
 def make_receipt(plan: Plan, inputs: Inputs, kernel: str, sha256: Mapping[str, str]) -> Receipt:

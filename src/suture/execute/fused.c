@@ -1,0 +1,122 @@
+/* One pass over rows of a weight: widen, add s · B A, round once.
+ *
+ *   out[i, j] = round(w[i, j] + (Σ_k b[i, k] a[k, j]) · s)        k in ascending order, every step one fused multiply-add
+ *
+ * The sum has a fixed order and fma is exact on every machine, so the bytes depend on the inputs alone: not on the CPU, its
+ * vector width, the block of rows, or the number of threads. w and out may be the same memory. a is packed: columns in tiles of
+ * TILE, each (rank, TILE) and contiguous; the last tile is filled up.
+ */
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define TILE 64
+#define ROWS 4
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__gnu_linux__)
+#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define CLONES
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+enum { F32 = 0, BF16 = 1, F16 = 2 };
+
+INLINE uint32_t bits(float x) { uint32_t u; memcpy(&u, &x, 4); return u; }
+INLINE float value(uint32_t u) { float x; memcpy(&x, &u, 4); return x; }
+
+INLINE float from_bf16(uint16_t h) { return value((uint32_t)h << 16); }
+
+INLINE uint16_t to_bf16(float x) {
+    uint32_t u = bits(x), rounded = (u + 0x7FFF + ((u >> 16) & 1)) >> 16, nan = ((u >> 16) & 0x8000) | 0x7FC0;
+    return (uint16_t)((u & 0x7FFFFFFF) > 0x7F800000 ? nan : rounded);
+}
+
+#ifdef __FLT16_MAX__ /* a type of the compiler, an instruction on most machines */
+INLINE float from_f16(uint16_t h) { _Float16 x; memcpy(&x, &h, 2); return (float)x; }
+
+INLINE uint16_t to_f16(float x) {
+    _Float16 y = (_Float16)x;
+    uint16_t h, nan = (uint16_t)(((bits(x) >> 16) & 0x8000) | 0x7E00);
+    memcpy(&h, &y, 2);
+    return (bits(x) & 0x7FFFFFFF) > 0x7F800000 ? nan : h;
+}
+#else
+INLINE float from_f16(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = (uint32_t)(h & 0x7FFF);
+    float normal = value((rest << 13) + (112u << 23));                     /* exponent bias 15 to 127 */
+    float small = value((rest << 13) + (113u << 23)) - value(113u << 23);  /* subnormal: exact */
+    float special = value((rest << 13) | 0x7F800000u);
+    float x = rest >= 0x7C00 ? special : rest < 0x0400 ? small : normal;
+    return value(bits(x) | sign);
+}
+
+INLINE uint16_t to_f16(float x) {
+    uint32_t u = bits(x), sign = (u >> 16) & 0x8000, rest = u & 0x7FFFFFFF;
+    uint32_t normal = (rest - (112u << 23) + 0xFFF + ((rest >> 13) & 1)) >> 13;
+    uint32_t small = bits(value(rest) + 0.5f) - (126u << 23);  /* the sum rounds at 2^-24, the step of subnormals */
+    uint32_t out = rest < (113u << 23) ? small : normal;
+    out = rest >= 0x477FF000u ? 0x7C00u : out;  /* 65520 and more */
+    return (uint16_t)(sign | (rest > 0x7F800000u ? 0x7E00u : out));
+}
+#endif
+
+INLINE float load(const void *p, size_t at, int type) {
+    return type == F32 ? ((const float *)p)[at] : type == BF16 ? from_bf16(((const uint16_t *)p)[at])
+                                                               : from_f16(((const uint16_t *)p)[at]);
+}
+
+INLINE void store(void *p, size_t at, float x, int type) {
+    if (type == F32) ((float *)p)[at] = x;
+    else ((uint16_t *)p)[at] = type == BF16 ? to_bf16(x) : to_f16(x);
+}
+
+INLINE void tile(const void *w, void *out, const float *b, const float *a, float s, size_t at, size_t stride, size_t rank,
+                 int n_rows, int n_cols, int from, int to) {
+    float sum[ROWS][TILE];
+    for (int q = 0; q < n_rows; q++)
+        for (int j = 0; j < TILE; j++) sum[q][j] = 0;
+    for (size_t k = 0; k < rank; k++)
+        for (int q = 0; q < n_rows; q++) {
+            float factor = b[q * rank + k];
+            for (int j = 0; j < TILE; j++) sum[q][j] = __builtin_fmaf(factor, a[k * TILE + j], sum[q][j]);
+        }
+    for (int q = 0; q < n_rows; q++)
+        for (int j = 0; j < n_cols; j++) {
+            float scaled = sum[q][j] * s;
+            store(out, at + q * stride + j, load(w, at + q * stride + j, from) + scaled, to);
+        }
+}
+
+INLINE void merge(const void *w, void *out, const float *b, const float *a, float s, size_t rows, size_t cols, size_t rank,
+                  int from, int to) {
+    size_t whole = cols / TILE, rest = cols % TILE;
+    for (size_t i = 0; i < rows; i += ROWS) {
+        int n_rows = rows - i < ROWS ? (int)(rows - i) : ROWS;
+        for (size_t t = 0; t < whole; t++) {
+            size_t at = i * cols + t * TILE;
+            if (n_rows == ROWS) tile(w, out, b + i * rank, a + t * rank * TILE, s, at, cols, rank, ROWS, TILE, from, to);
+            else tile(w, out, b + i * rank, a + t * rank * TILE, s, at, cols, rank, n_rows, TILE, from, to);
+        }
+        if (rest)
+            tile(w, out, b + i * rank, a + whole * rank * TILE, s, i * cols + whole * TILE, cols, rank, n_rows, (int)rest,
+                 from, to);
+    }
+}
+
+#define EXPORT __attribute__((visibility("default")))
+#define VARIANT(name, from, to) \
+    CLONES EXPORT void name(const void *w, void *out, const float *b, const float *a, float s, size_t rows, size_t cols, \
+                            size_t rank) { merge(w, out, b, a, s, rows, cols, rank, from, to); }
+
+VARIANT(suture_lora_f32_f32, F32, F32)
+VARIANT(suture_lora_bf16_bf16, BF16, BF16)
+VARIANT(suture_lora_f16_f16, F16, F16)
+VARIANT(suture_lora_bf16_f32, BF16, F32)
+VARIANT(suture_lora_f16_f32, F16, F32)
+VARIANT(suture_lora_f32_bf16, F32, BF16)
+VARIANT(suture_lora_f32_f16, F32, F16)
+
+EXPORT size_t suture_tile(void) { return TILE; }
+EXPORT int suture_version(void) { return 1; }
