@@ -10,7 +10,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE, LIBRARY = "src/suture/execute/fused.c", "src/suture/execute/_fused.so"
+SOURCE, LIBRARY = "src/suture/execute/fused.c", "src/suture/execute/_fused.clib"
 # Fused multiply-adds stand where the source says so and nowhere else: the bytes must be the same on every machine.
 FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden")
 WIDE = ("-mprefer-vector-width=512",)  # of x86 alone

@@ -16,7 +16,7 @@ import numpy as np
 
 from suture.formats.dtypes import Array
 
-LIBRARY = Path(__file__).with_name("_fused.so")
+LIBRARY = Path(__file__).with_name("_fused.clib")  # a library of C, not an extension of Python
 VERSION = 1  # of the bytes that it gives
 PAIRS = frozenset({
     ("F32", "F32"), ("BF16", "BF16"), ("F16", "F16"), ("BF16", "F32"), ("F16", "F32"), ("F32", "BF16"), ("F32", "F16"),

@@ -21,7 +21,7 @@ from suture.rewriting import PREFIX
 from suture.rules.m309_both_lists import named_twice
 from suture.training.compare import grouped
 from suture.training.live import DTYPES, Live, look
-from suture.training.probe import probe
+from suture.training.probe import BY_TEXT, probe
 from suture.training.ties import tied_ends
 from suture.values import Audit, Difference, GroupRow, TensorRecord
 
@@ -62,8 +62,8 @@ def audit(
     ]
     unfit = at_rest or torch.is_inference_mode_enabled() or any(p.is_meta for p in live.model.parameters())
     probed = gradients and not unfit
-    if probed:
-        differences += coded("L908", _reached(live, probe(live, batch)))
+    found = probe(live, batch) if probed else {}
+    differences += coded("L908", _reached(live, found))
     records = tensor_records(live, optimizer)
     return Audit(
         rows=group_rows(records),
@@ -72,6 +72,7 @@ def audit(
         targets=_targets(live),
         differences=tuple(differences),
         probed=probed,
+        notes=_unfed(live, found),
         ties=tied_ends(live),
     )
 
@@ -314,6 +315,19 @@ def _optimised(live: Live, optimizer: torch.optim.Optimizer) -> Iterable[Differe
     if unknown:
         found = f"the optimiser holds {len(unknown):,} tensors that are not in the model: {sum(unknown):,} parameters"
         yield Difference("optimiser", found, do, (), sum(unknown))
+
+
+def _unfed(live: Live, gradients: Mapping[str, str]) -> tuple[str, ...]:
+    """At most one note: what lies outside of the text model, when nothing but text was fed."""
+    keys = [key for key, wrong in gradients.items() if wrong == BY_TEXT]
+    if not keys:
+        return ()
+    where = sorted({key.removeprefix(PREFIX).split(".lora_")[0] for key in keys})
+    modules = f"{len(where):,} {'module' if len(where) == 1 else 'modules'} ({where[0]}{', …' if where[1:] else ''})"
+    return (
+        f"{modules} outside of the text model: not reached by text alone, so their gradients are unknown; "
+        "pass batch= with images or sounds, as the data has them",
+    )
 
 
 def _reached(live: Live, gradients: Mapping[str, str]) -> Iterable[Difference]:

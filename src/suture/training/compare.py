@@ -15,6 +15,7 @@ from suture.groups import group_of
 from suture.targets import meaning
 from suture.training import ledger as ledgers
 from suture.training.live import Live
+from suture.training.probe import token_rows
 from suture.training.readback import tensor_sha256
 from suture.values import Adapter, Arch, Checkpoint, Difference, Json, Ledger, TensorInfo, TensorRecord
 
@@ -121,6 +122,8 @@ def against_memory(ledger: Ledger, live: Live) -> list[Difference]:
 
 def unsaved_rows(live: Live, base: Checkpoint) -> list[Difference]:
     """Rows of the vocabulary that PEFT, as it saves by default, would put into no file."""
+    if token_rows(live) is None:  # PEFT asks such a model for its embeddings too
+        return []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT says them again when it saves
         kept = get_peft_model_state_dict(live.model, adapter_name=live.adapter)
@@ -130,12 +133,16 @@ def unsaved_rows(live: Live, base: Checkpoint) -> list[Difference]:
 def against_rows(live: Live, base: Checkpoint, shapes: Iterable[tuple[int, ...]]) -> list[Difference]:
     """Rows of the vocabulary that the base's files do not have, and that nothing of the adapter's file would hold.
 
+    None for a model that takes no tokens.
+
     Args:
         shapes: of the file's tensors, without low-rank factors.
     """
     arch = describe(base.config, base.tensors)
-    on_disk = arch.params[f"{arch.input_embedding}.weight"].shape[0] if arch.input_embedding else 0
-    in_memory = live.model.get_input_embeddings().weight.shape[0]
+    table, rows = arch.params.get(f"{arch.input_embedding}.weight"), token_rows(live)
+    if table is None or rows is None:
+        return []
+    on_disk, in_memory = table.shape[0], rows.shape[0]
     if in_memory == on_disk or any(len(shape) == 2 and shape[0] == in_memory for shape in shapes):
         return []
     found = f"the model has {in_memory:,} rows, its base on the disk {on_disk:,}, and the file would hold neither end"

@@ -23,7 +23,7 @@ def examine(
     not finite, and factors that steps of the optimiser have not moved.
 
     Args:
-        optimizer: the one that trains; whether it has made steps decides if zeros are a defect.
+        optimizer: the one that trains; whether it has made two steps decides if zeros are a defect.
         batch: keyword arguments of a forward pass that gives a loss. Default: random tokens.
 
     Without a batch, a model that takes more than tokens is not probed, which is a note of the audit.
@@ -55,12 +55,28 @@ def _not_finite(live: Live) -> Iterable[Difference]:
 
 
 def _unmoved(live: Live, optimizer: torch.optim.Optimizer) -> Iterable[Difference]:
-    """Factors that are still zero although the optimiser has made steps."""
-    stepped = {id(p) for p in optimizer.state}
+    """Factors that are still zero although the optimiser has made steps that should have moved them."""
+    stepped = set(_stepped(optimizer))
     zero = {
         key: p.numel()
         for key, p in live.unique().items()
-        if ".lora_" in key and not p.is_meta and (id(p) in stepped or not stepped) and not bool(p.any())
+        if ".lora_" in key and not p.is_meta and id(p) in stepped and not bool(p.any())
     }
     do = "Look at the learning rate and at the gradients of these modules."
     return grouped(live.arch, zero, "{what} still zero after steps of the optimiser: {n} that do nothing", do)
+
+
+def _stepped(optimizer: torch.optim.Optimizer) -> Iterable[int]:
+    """ids of the parameters that have seen two steps: the first of a warm-up has a learning rate of zero.
+
+    Where an optimiser does not count (SGD with momentum), one step without a schedule is enough. Rates that are zero
+    from the start are a finding of their own.
+    """
+    for group in optimizer.param_groups:
+        if float(group.get("initial_lr", 0.0)) == float(group["lr"]) == 0.0:
+            continue
+        for p in group["params"]:
+            state = optimizer.state.get(p)
+            n_steps = (state or {}).get("step", group.get("step"))
+            if state and ("initial_lr" not in group if n_steps is None else int(n_steps) >= 2):
+                yield id(p)

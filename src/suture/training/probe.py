@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,19 +13,25 @@ import torch
 
 from suture import targets
 from suture.errors import UsageError
+from suture.groups import vocabulary_ends
 from suture.rewriting import PREFIX
 from suture.training.live import Live
+from suture.values import Json
 
 N_TOKENS = 256  # of the random batch, at most: enough for routers to reach every expert of a small model
 N_TRAINED = 32  # of them, at most, are tokens whose rows train
 NOISE = 1e-2
+BY_TEXT = "none by text alone"  # what only a batch with images, films or sounds can reach
+OTHER_TOWERS = re.compile("vision|visual|video|audio|image|speech")
+TOWER_CONFIGS = frozenset({"vision_config", "audio_config"})
 
 
 def probe(live: Live, batch: Mapping[str, Any] | None = None) -> dict[str, str]:
-    """Key → "none" or "not finite", for every tensor that should get a gradient and does not.
+    """Key → "none", BY_TEXT or "not finite", for every tensor that should get a gradient and does not.
 
     A factor that is all zero hides the other one of its pair (the gradient of A is Bᵀ·…), so such tensors are
-    filled with noise for the probe. What the given batch does not reach gets a second chance with random tokens.
+    filled with noise for the probe. What the given batch does not reach gets a second chance with random tokens. If
+    nothing but random tokens was fed, what lies outside of the text model is not "none" but BY_TEXT.
 
     Raises:
         UsageError: there is no batch, and the model takes more than tokens.
@@ -33,9 +40,11 @@ def probe(live: Live, batch: Mapping[str, Any] | None = None) -> dict[str, str]:
     if not keys:
         return {}
     with _as_before(live, list(keys.values())):
-        found: dict[str, str] | Exception = TypeError("no batch") if batch is None else _tried(live, keys, batch)
+        unfed = TypeError("it takes other inputs than tokens, and no batch of them was passed")
+        found: dict[str, str] | Exception = unfed if batch is None else _tried(live, keys, batch)
+        text_alone = isinstance(found, Exception)
         missed = keys if isinstance(found, Exception) else {key: keys[key] for key in found}
-        if isinstance(found, Exception) or "none" in found.values():
+        if token_rows(live) is not None and (isinstance(found, Exception) or "none" in found.values()):
             again = _tried(live, missed, None)
             found = again if isinstance(found, Exception) or not isinstance(again, Exception) else found
     if isinstance(found, Exception):
@@ -45,7 +54,9 @@ def probe(live: Live, batch: Mapping[str, Any] | None = None) -> dict[str, str]:
             expected="a causal language model, or a batch of what it takes",
             do="Pass batch=…, the arguments of a forward pass that gives a loss.",
         ) from found
-    return found
+    if not text_alone:
+        return found
+    return {key: BY_TEXT if wrong == "none" and is_beside_text(live, key) else wrong for key, wrong in found.items()}
 
 
 def _tried(
@@ -60,9 +71,42 @@ def _tried(
         return error
 
 
+def token_rows(live: Live) -> torch.Tensor | None:
+    """The matrix that tokens are looked up in, (vocabulary, width); None for a model of images, films or sounds."""
+    try:
+        weight = getattr(live.model.get_input_embeddings(), "weight", None)
+    except (NotImplementedError, AttributeError):  # as Transformers and classes outside of it say that there is none
+        return None
+    return weight if isinstance(weight, torch.Tensor) and weight.ndim == 2 else None
+
+
+def is_beside_text(live: Live, key: str) -> bool:
+    """True for a tensor outside of the text model: in a tower for images or sounds, or between it and the text."""
+    module = key.removeprefix(PREFIX).split(".lora_")[0]
+    if {module, module.rpartition(".")[0]} & vocabulary_ends(live.arch):
+        return False
+    text = (live.arch.input_embedding or "").rpartition(".")[0]
+    is_inside = bool(text) and module.startswith(f"{text}.")
+    if OTHER_TOWERS.search(module.removeprefix(f"{text}.") if is_inside else module):
+        return True
+    return bool(text) and not is_inside and _has_towers(live.model.get_base_model().config.to_dict())
+
+
+def _has_towers(config: Json) -> bool:
+    inner = (value for value in config.values() if isinstance(value, Mapping))
+    return not TOWER_CONFIGS.isdisjoint(config) or any(_has_towers(value) for value in inner)
+
+
 def random_batch(live: Live) -> dict[str, torch.Tensor]:
-    """Random tokens and labels, (1, n) each, among them some of those whose rows train."""
-    rows = live.model.get_input_embeddings().weight.shape[0]
+    """Random tokens and labels, (1, n) each, among them some of those whose rows train.
+
+    Raises:
+        TypeError: the model takes no tokens.
+    """
+    weight = token_rows(live)
+    if weight is None:
+        raise TypeError("it takes no tokens")
+    rows = weight.shape[0]
     config = live.model.get_base_model().config.get_text_config()
     n = min(N_TOKENS, getattr(config, "max_position_embeddings", None) or N_TOKENS)
     ids = torch.randint(rows, (n,), generator=torch.Generator().manual_seed(0))
@@ -93,22 +137,25 @@ def _wrong(gradient: torch.Tensor | None) -> str:
 
 
 def _on_device(live: Live, batch: Mapping[str, Any]) -> dict[str, Any]:
-    first = next(live.model.parameters())
-    device = getattr(live.model.get_input_embeddings(), "weight", first).device
+    rows = token_rows(live)
+    device = (next(live.model.parameters()) if rows is None else rows).device
     return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
 
 @contextmanager
 def _as_before(live: Live, parameters: list[torch.nn.Parameter]) -> Iterator[None]:
-    """Weights, buffers, gradients, random numbers and modes are the same after the block as before."""
+    """Weights, buffers, gradients, hooks, random numbers and modes are the same after the block as before."""
     modes = {module: module.training for module in live.model.modules()}
     gradients = {p: p.grad for p in live.model.parameters()}
+    hooks = {p: p._post_accumulate_grad_hooks for p in gradients}  # an optimiser inside of the backward pass would step
     buffers = {buffer: buffer.clone() for buffer in live.model.buffers()}  # running means of norms, for one
     zeros = {p: p.detach().clone() for p in parameters if not p.detach().any()}
     devices = sorted({p.device.index or 0 for p in parameters if p.device.type == "cuda"})
     with same_random_numbers(devices):
         torch.manual_seed(0)
         try:
+            for p in gradients:
+                p._post_accumulate_grad_hooks = None
             with torch.no_grad():
                 for p in zeros:
                     p.normal_(std=NOISE)
@@ -123,6 +170,7 @@ def _as_before(live: Live, parameters: list[torch.nn.Parameter]) -> Iterator[Non
                         buffer.copy_(value)
             for p, gradient in gradients.items():
                 p.grad = gradient
+                p._post_accumulate_grad_hooks = hooks[p]
             for module, mode in modes.items():
                 module.training = mode
 
