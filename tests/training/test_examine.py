@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import zoo
 from live_cases import found
 from peft import LoraConfig, get_peft_model
 from tiny import make_model, trained, wrapped
-from transformers import AutoModelForImageClassification, ViTConfig
+from transformers import AutoModelForImageClassification, ViTConfig, get_linear_schedule_with_warmup
 
 import suture
 from suture.errors import UsageError
@@ -41,15 +42,52 @@ def test_values_that_are_not_finite():
     assert not found(trained(wrapped()), "N501")
 
 
-def test_factors_that_no_step_has_moved():
-    """The schedule was zero all the time: the optimiser has a state, and nothing happened."""
+@pytest.mark.parametrize("rate", [0.0, 1e-3])
+def test_factors_that_no_step_has_moved(rate):
+    """The schedule was zero in every step: the optimiser has a state, and nothing happened."""
     model = wrapped()
     optimizer = optimizer_of(model)
     for group in optimizer.param_groups:
         group["initial_lr"], group["lr"] = 1e-3, 0.0
-    step(model, optimizer)
+    for _ in range(2):
+        step(model, optimizer)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
     (finding,) = found(model, "N502", optimizer=optimizer)
     assert "still zero after steps" in finding.found
+
+
+def test_the_first_step_of_a_warm_up_moves_nothing_and_need_not():
+    model = wrapped()
+    optimizer = optimizer_of(model)
+    schedule = get_linear_schedule_with_warmup(optimizer, 4, 10)
+    for n_steps in range(1, 4):
+        step(model, optimizer)
+        assert not found(model, "N502", optimizer=optimizer), n_steps
+        schedule.step()
+        assert not found(model, "N502", optimizer=optimizer), n_steps
+        assert any(p.any() for n, p in model.named_parameters() if "lora_B" in n) == (n_steps > 1)
+
+
+def test_an_optimiser_that_does_not_count_its_steps():
+    for scheduled in (False, True):
+        model = wrapped()
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3, momentum=0.9)
+        if scheduled:
+            get_linear_schedule_with_warmup(optimizer, 4, 10)
+        step(model, optimizer)
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p.mul_("lora_B" not in name)
+        assert bool(found(model, "N502", optimizer=optimizer)) != scheduled
+
+
+def test_rates_of_zero_are_told_once():
+    model = wrapped()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    for _ in range(2):
+        step(model, optimizer)
+    assert {f.code for f in suture.check(model, optimizer=optimizer)} == {"L907", "L911"}
 
 
 def test_factors_that_steps_have_moved_and_factors_before_the_first():
@@ -104,6 +142,20 @@ def test_a_model_that_does_not_take_tokens_needs_a_batch():
     assert {f.code for f in suture.check(model, batch=batch)} == {"L911"}
     with pytest.raises(UsageError, match="gives no loss"):
         suture.check(model, batch={"nothing": 1})
+
+
+LABELS = {"vit": [1, 0, 2, 6], "videomae": [1, 0, 2, 6], "wav2vec2": [[3, 4], [5, 6]]}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_a_model_of_images_films_or_sounds_whose_base_is_on_the_disk(base_of, name):
+    """It has no rows of tokens, in memory or in its files."""
+    family = zoo.FAMILIES[name]
+    base = zoo.load(family, base_of(name))
+    batch = {**zoo.inputs(family, base), "labels": torch.tensor(LABELS[name])}
+    model = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear"))
+    assert {(f.code, f.severity) for f in suture.check(model)} == {("L908", "info"), ("L911", "info")}
+    assert {f.code for f in suture.check(model, batch=batch)} == {"L911"}
 
 
 def test_what_is_no_model_with_an_adapter():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import zoo
 from peft import LoraConfig, get_peft_model
 from tiny import VOCAB, make_model, wrapped
 from transformers import (
@@ -18,7 +19,7 @@ from transformers import (
 import suture
 from suture.errors import UsageError
 from suture.training.live import look
-from suture.training.probe import N_TOKENS, probe, random_batch
+from suture.training.probe import BY_TEXT, N_TOKENS, is_beside_text, probe, random_batch
 
 pytestmark = pytest.mark.usefixtures("quiet_torch")
 
@@ -120,3 +121,101 @@ def test_a_classifier_with_a_batch_of_its_own():
     assert found.ok, found.differences
     assert {row.group for row in found.rows} == {"LoRA", "norms and others", "biases"}  # the classifier trains in full
     assert (found.n_trainable, found.n_total) == model.get_nb_trainable_parameters()
+
+
+# --------------------------------------------------------------------------------------------------------- other towers
+
+
+def with_tower(name):
+    """A model that reads text and pictures, LoRA on all linear layers; text and pictures for it; text alone."""
+    family = zoo.FAMILIES[name]
+    base = family.model_class(family.make_config())
+    zoo.draw(base, family, seed=0)
+    both = dict(zoo.inputs(family, base))
+    ids = torch.arange(3, 40)[None]
+    model = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear"))
+    return model, {**both, "labels": both["input_ids"]}, {"input_ids": ids, "labels": ids}
+
+
+@pytest.mark.parametrize("name", ["gemma3-image", "qwen3-vl"])
+def test_a_tower_that_random_tokens_cannot_enter_is_no_difference(name):
+    model, both, text = with_tower(name)
+    missed = probe(look(model))
+    assert set(missed.values()) == {BY_TEXT}
+    assert all(".vision" in key or ".visual" in key for key in missed)
+    found = suture.audit(model)
+    assert found.ok
+    (note,) = found.notes
+    assert note.startswith("12 modules (model.vis")
+    assert "outside of the text model: not reached by text alone" in note
+    assert "pass batch=" in note
+    assert not [f for f in suture.check(model) if f.severity == "error"]
+
+    with_batch = suture.audit(model, batch=both)
+    assert with_batch.ok
+    assert not with_batch.notes
+
+    (difference,) = suture.audit(model, batch=text).differences
+    assert "12 modules (24 tensors) is without a gradient" in difference.found
+
+
+def test_a_batch_that_is_refused_shows_nothing_of_another_tower():
+    model, *_ = with_tower("qwen3-vl")
+    assert set(probe(look(model), {"chosen_input_ids": torch.arange(8)[None]}).values()) == {BY_TEXT}
+
+
+def test_what_text_misses_in_the_text_model_stays_a_difference_beside_a_tower():
+    model, *_ = with_tower("gemma3-image")
+    attention = model.base_model.model.model.language_model.layers[1].self_attn
+    attention.q_proj.forward = attention.q_proj.base_layer.forward
+    (difference,) = suture.audit(model).differences
+    assert "1 module (2 tensors)" in difference.found
+    assert all(".language_model.layers.1.self_attn.q_proj." in name for name in difference.names)
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        ("model.visual.merger.linear_fc1", True),
+        ("model.projector.linear", True),
+        ("model.language_model.layers.0.vision_expert.q_proj", True),
+        ("model.language_model.layers.0.self_attn.q_proj", False),
+        ("model.language_model.embed_tokens", False),
+        ("lm_head", False),
+    ],
+)
+def test_where_the_text_model_ends(module, expected):
+    """The tied head lies outside of its path, and what joins the towers has no name of its own."""
+    model, *_ = with_tower("qwen3-vl")
+    assert is_beside_text(look(model), f"base_model.model.{module}.lora_A.weight") == expected
+    assert is_beside_text(look(model), f"base_model.model.{module}.weight") == expected
+
+
+# ---------------------------------------------------------------------------------- optimisers in the backward pass
+
+
+def test_an_optimiser_in_the_backward_pass_makes_no_step():
+    model = wrapped()
+    optimizers = {p: torch.optim.AdamW([p], lr=0.1) for p in model.parameters() if p.requires_grad}
+    steps = []
+
+    def hook(p):
+        steps.append(p)
+        optimizers[p].step()
+        p.grad = None
+
+    handles = [p.register_post_accumulate_grad_hook(hook) for p in optimizers]
+    hooks = [p._post_accumulate_grad_hooks for p in optimizers]
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    assert {f.code for f in suture.check(model)} == {"L911"}, "the gradients are seen, though the hook drops them"
+    assert not steps
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert all(p._post_accumulate_grad_hooks is old for p, old in zip(optimizers, hooks, strict=True))
+
+    ids = torch.arange(8)[None]
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert len(steps) == len(optimizers), "the hooks are back"
+    for handle in handles:
+        handle.remove()
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert len(steps) == len(optimizers), "and can be removed by their handles"

@@ -38,7 +38,7 @@ def audit(out: Console, found: Audit) -> None:
     line(out, styled(share, "bold"))
     if found.targets:
         line(out, "low-rank modules: ", ", ".join(f"{name} ×{n}" for name, n in found.targets.items()))
-    if found.probed and found.ok:
+    if found.probed and found.ok and not found.notes:
         line(out, styled("✓ ", "bold green"), "every tensor gets a gradient")
     for note in (*found.ties, *found.notes):
         line(out, "• ", note)

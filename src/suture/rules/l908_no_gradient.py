@@ -12,7 +12,8 @@ Where the forward pass uses the weight directly, the merged model even computes 
 
 ## How it is detected
 One backward pass, with small random values in place of the zeros of B so that A is reached too. Weights, gradients,
-random numbers and modes are put back afterwards. By default random tokens are fed; pass `batch=` for anything else.
+random numbers and modes are put back afterwards. By default random tokens are fed: what text does not reach, such as
+the tower of a model's images, is told only when a batch is passed (`batch=`).
 
 ## How to fix
 Leave these modules out of `target_modules`; switch off the fused kernel that goes around them; call
@@ -39,6 +40,9 @@ def live(audit: Audit) -> Iterable[Finding]:
         why = f": {audit.notes[-1]}" if audit.notes else ""
         do = "Pass batch=, the arguments of a forward pass that gives a loss, to have gradients checked too."
         yield RULE.finding("model in memory", f"no backward pass was made{why}", "", do, severity="info")
+        return
+    for note in audit.notes:
+        yield RULE.finding("model in memory", note, "", "Nothing, if that is as it should be.", severity="info")
 
 
 RULE = Rule("L908", "no-gradient", "error", live=live, modes=("F10", "F25"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -147,15 +148,15 @@ def _as_before(live: Live, parameters: list[torch.nn.Parameter]) -> Iterator[Non
     """Weights, buffers, gradients, hooks, random numbers and modes are the same after the block as before."""
     modes = {module: module.training for module in live.model.modules()}
     gradients = {p: p.grad for p in live.model.parameters()}
-    hooks = {p: p._post_accumulate_grad_hooks for p in gradients}  # an optimiser inside of the backward pass would step
+    hooks = {p: h for p in gradients if (h := p._post_accumulate_grad_hooks)}  # an optimiser's step, for one
     buffers = {buffer: buffer.clone() for buffer in live.model.buffers()}  # running means of norms, for one
     zeros = {p: p.detach().clone() for p in parameters if not p.detach().any()}
     devices = sorted({p.device.index or 0 for p in parameters if p.device.type == "cuda"})
     with same_random_numbers(devices):
         torch.manual_seed(0)
         try:
-            for p in gradients:
-                p._post_accumulate_grad_hooks = None
+            for p in hooks:
+                p._post_accumulate_grad_hooks = OrderedDict()  # None would leave the old ones in force
             with torch.no_grad():
                 for p in zeros:
                     p.normal_(std=NOISE)
@@ -170,7 +171,8 @@ def _as_before(live: Live, parameters: list[torch.nn.Parameter]) -> Iterator[Non
                         buffer.copy_(value)
             for p, gradient in gradients.items():
                 p.grad = gradient
-                p._post_accumulate_grad_hooks = hooks[p]
+            for p, old in hooks.items():
+                p._post_accumulate_grad_hooks = old
             for module, mode in modes.items():
                 module.training = mode
 
