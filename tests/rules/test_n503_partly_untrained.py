@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rule_cases import BOTH, HEAD, HIDDEN, Q0, Q1, VOCAB, adapter, findings, only, random
+from rule_cases import BOTH, EMBED, HEAD, HIDDEN, Q0, Q1, VOCAB, adapter, embedding_pair, findings, only, pair, random
 
 B1 = f"{Q1}.lora_B.weight"
 
@@ -29,3 +29,12 @@ def test_all_factors_beside_a_matrix_that_moved(base, tmp_path):
     tensors = {name: array * ("lora_A" in name) for name, array in BOTH.items()}
     tuned = adapter(tmp_path, {**tensors, f"{HEAD}.weight": random(VOCAB, HIDDEN)}, modules_to_save=["lm_head"])
     assert only(base, tuned, "N503").found.startswith("2 of 3 updates")
+
+
+def test_all_factors_on_a_resized_vocabulary(base, tmp_path):
+    """The rows that were added are saved beside the factors, and no factor learned."""
+    tensors = {**BOTH, **pair(HEAD, HIDDEN, VOCAB + 2), f"{HEAD}.base_layer.weight": random(VOCAB + 2, HIDDEN)}
+    tensors |= {**embedding_pair(rows=VOCAB + 2), f"{EMBED}.base_layer.weight": random(VOCAB + 2, HIDDEN)}
+    tensors = {name: array * (0 if "_B" in name else 1) for name, array in tensors.items()}
+    tuned = adapter(tmp_path, tensors, target_modules=["q_proj", "lm_head", "embed_tokens"])
+    assert only(base, tuned, "N503").found.startswith("4 of 4 updates")

@@ -37,7 +37,7 @@ def check(case: Case) -> Iterable[Finding]:
     copies = {copy.name for copy in case.resolved.frozen.values()}  # of a resized matrix: LoRA is added to them
     low_rank = [u for u in updates if u.terms and (u.replacement is None or u.replacement.name in copies)]
     idle = [u.param for u in low_rank if all(is_idle(case, term) for term in u.terms)]
-    if idle and len(idle) < len(updates):
+    if idle and (len(idle) < len(updates) or any(u.replacement for u in updates)):  # else N502 says it of all
         yield RULE.finding(
             case.adapter.file,
             f"{len(idle)} of {len(updates)} updates do nothing, one of their factors is zero: {listed(idle)}",
