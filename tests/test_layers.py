@@ -18,6 +18,7 @@ FILES = {path.relative_to(SRC).as_posix(): ast.parse(path.read_bytes()) for path
 MAY_IMPORT = {
     "values": [],
     "home": [],
+    "compiled": [],
     "errors": ["values"],
     "codec": ["errors"],
     "formats": ["values", "errors", "codec", "home"],
@@ -40,8 +41,8 @@ MAY_IMPORT = {
         *["values", "formats", "stats", "beside", "measures", "model_folder", "run_folder"],
         *["targets", "rewriting", "resolve", "planning"],
     ],
-    "execute": ["values", "errors", "codec", "formats", "methods", "factors", "planning"],
-    "verification": ["values", "errors", "codec", "methods", "planning"],
+    "execute": ["values", "errors", "codec", "compiled", "formats", "methods", "factors", "planning"],
+    "verification": ["values", "errors", "codec", "compiled", "methods", "planning"],
     "modes": [],
     "pages": ["values", "errors", "methods", "rules", "modes"],
     "code_hosts": ["values", "rules", "pages"],

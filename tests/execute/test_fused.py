@@ -11,20 +11,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from suture import compiled
 from suture.execute import fused
 from suture.formats.dtypes import DTYPES, from_float, to_float
+from suture.methods import METHODS
 
 pytestmark = pytest.mark.skipif(fused.load() is None, reason="the compiled kernel was not built")
-PAIRS = sorted(fused.PAIRS)
+PAIRS = sorted(compiled.PAIRS)
 
 fmaf = ctypes.CDLL(ctypes.util.find_library("m")).fmaf
 fmaf.argtypes, fmaf.restype = [ctypes.c_float] * 3, ctypes.c_float
 
 
 def merged(w, b, a, s, dtypes):
-    compiled = fused.load()
     out = np.empty(w.shape, DTYPES[dtypes[1]].storage)
-    compiled.lora(w, out, b, compiled.pack(a), s, dtypes)
+    formulas = fused.load()
+    formulas.lora(w, out, formulas.pack({"A": a, "B": b}), s, dtypes)
     return out
 
 
@@ -78,8 +80,8 @@ def test_the_cut_changes_no_byte(dtypes):
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
 def test_in_place(dtype):
     w, b, a = drawn(np.random.default_rng(2), 11, 130, 4, dtype)
-    expected, compiled = merged(w, b, a, 2.0, (dtype, dtype)), fused.load()
-    compiled.lora(w, w, b, compiled.pack(a), 2.0, (dtype, dtype))
+    expected, formulas = merged(w, b, a, 2.0, (dtype, dtype)), fused.load()
+    formulas.lora(w, w, formulas.pack({"A": a, "B": b}), 2.0, (dtype, dtype))
     assert w.tobytes() == expected.tobytes()
 
 
@@ -113,29 +115,41 @@ def test_an_update_that_is_not_finite_is_so_in_the_output():
     assert np.isnan(merged(w, b, a, 0.0, ("F32", "F32"))).all()
 
 
-def test_numpys_kernel_is_used_where_it_was_not_built(monkeypatch, tmp_path):
-    for change in (
-        lambda: monkeypatch.setenv("SUTURE_KERNEL", "numpy"),
-        lambda: monkeypatch.setattr(fused, "LIBRARY", tmp_path / "none.so"),
-        lambda: monkeypatch.setattr(fused, "VERSION", fused.VERSION + 1),
-    ):
-        with monkeypatch.context():
-            fused.load.cache_clear()
-            change()
-            assert fused.load() is None
-            monkeypatch.undo()
-    (tmp_path / "broken.so").write_bytes(b"no library")
-    monkeypatch.setattr(fused, "LIBRARY", tmp_path / "broken.so")
-    fused.load.cache_clear()
-    assert fused.load() is None
-    monkeypatch.undo()
-    fused.load.cache_clear()
-    assert fused.load() is not None
-
-
 def test_the_order_of_the_sum_is_that_of_the_ranks():
     """Large and small terms that cancel: any other order gives another number."""
     a = np.array([[1e8], [1.0], [-1e8]], np.float32)
     b = np.ones((1, 3), np.float32)
     assert merged(np.zeros((1, 1), np.float32), b, a, 1.0, ("F32", "F32"))[0, 0] == 0.0
     assert math.fsum([1e8, 1.0, -1e8]) == 1.0
+
+
+def squares(v):
+    """‖v‖² of a row, as fused.c says: 64 lanes, then halves added."""
+    lane = [0.0] * 64
+    for j, x in enumerate(v):
+        lane[j % 64] = fmaf(float(x), float(x), lane[j % 64])
+    lanes = np.array(lane, np.float32)
+    while lanes.size > 1:
+        lanes = lanes[: lanes.size // 2] + lanes[lanes.size // 2 :]
+    return lanes[0]
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 5), st.integers(1, 150), st.sampled_from(compiled.TYPES), st.integers(0, 2**32 - 1))
+def test_the_length_of_a_row(rows, cols, dtype, seed):
+    rng = np.random.default_rng(seed)
+    v, m = rng.standard_normal((rows, cols)).astype(np.float32), rng.standard_normal(rows).astype(np.float32)
+    out = np.empty(v.shape, DTYPES[dtype].storage)
+    fused.load().dora(v, out, m, dtype)
+    factor = m / np.sqrt(np.array([squares(row) for row in v], np.float32))
+    assert same(out, from_float(v * factor[:, None], dtype), dtype)
+
+
+def test_the_length_is_that_of_numpys_formula():
+    rng = np.random.default_rng(3)
+    w, b, a = (rng.standard_normal(shape).astype(np.float32) for shape in ((8, 300), (8, 4), (4, 300)))
+    m, out, formulas = rng.uniform(1, 2, 8).astype(np.float32), np.empty((8, 300), np.float32), fused.load()
+    formulas.lora(w, out, formulas.pack({"A": a, "B": b}), 0.5, ("F32", "F32"))
+    formulas.dora(out, out, m, "F32")
+    expected = METHODS["dora"].rows(w.astype(np.float64), {"A": a, "B": b, "m": m}, 0.5, slice(0, 8))
+    np.testing.assert_allclose(out, expected, rtol=2e-6, atol=1e-7)

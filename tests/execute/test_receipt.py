@@ -11,9 +11,8 @@ import threadpoolctl
 from execute.made_plans import contents, make_pair, make_plan
 
 import suture
-from suture import execute
+from suture import compiled, execute
 from suture.codec import from_json
-from suture.execute import fused
 from suture.execute.receipt import RECEIPT, kernel_name
 from suture.planning.codec import plan_id
 from suture.values import Receipt, Verdict
@@ -61,7 +60,7 @@ def test_a_model_of_the_hubs_cache_has_its_id_and_revision(tmp_path):
 
 
 def test_the_kernel_is_numpy_and_its_blas(monkeypatch):
-    monkeypatch.setattr(fused, "load", lambda: None)
+    monkeypatch.setattr(compiled, "why_not", lambda: "none")
     name = kernel_name()
     assert name.startswith(f"numpy {np.__version__}, ")
     blas = [lib for lib in threadpoolctl.threadpool_info() if "numpy" in lib["filepath"]]
@@ -71,14 +70,9 @@ def test_the_kernel_is_numpy_and_its_blas(monkeypatch):
 
 def test_a_blas_that_cannot_be_asked_is_named_by_numpy(monkeypatch):
     monkeypatch.setattr(threadpoolctl, "threadpool_info", list)
-    monkeypatch.setattr(fused, "load", lambda: None)
+    monkeypatch.setattr(compiled, "why_not", lambda: "none")
     config = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     assert kernel_name() == f"numpy {np.__version__}, {config['name']} {config['version']}"
-
-
-@pytest.mark.skipif(fused.load() is None, reason="the compiled kernel was not built")
-def test_the_compiled_kernel_is_named_first():
-    assert kernel_name().startswith(f"fused {fused.VERSION}, numpy ")
 
 
 def test_versions(merged):

@@ -1,10 +1,13 @@
-/* One pass over rows of a weight: widen, add s · B A, round once.
+/* One pass over rows of a weight: widen, add s · B A, round once. The same for DoRA, which gives each row the length m.
  *
- *   out[i, j] = round(w[i, j] + (Σ_k b[i, k] a[k, j]) · s)        k in ascending order, every step one fused multiply-add
+ *   LoRA   out[i, j] = round(v[i, j])                      v[i, j] = w[i, j] + (Σ_k b[i, k] a[k, j]) · s
+ *   DoRA   out[i, j] = round(v[i, j] · (m[i] / ‖v[i]‖))
  *
- * The sum has a fixed order and fma is exact on every machine, so the bytes depend on the inputs alone: not on the CPU, its
- * vector width, the block of rows, or the number of threads. w and out may be the same memory. a is packed: columns in tiles of
- * TILE, each (rank, TILE) and contiguous; the last tile is filled up.
+ * Σ_k runs over k in ascending order, every step one fused multiply-add. ‖v[i]‖² is summed in TILE lanes, column j in lane
+ * j mod TILE in ascending order, every step one fused multiply-add; then the upper half of the lanes is added to the lower
+ * one until one is left. Sums have a fixed order and fma is exact on every machine, so the bytes depend on the inputs
+ * alone: not on the CPU, its vector width, the block of rows, or the number of threads. w and out may be the same memory.
+ * a is packed: columns in tiles of TILE, each (rank, TILE) and contiguous; the last tile is filled up.
  */
 #include <math.h>
 #include <stddef.h>
@@ -20,6 +23,7 @@
 #define CLONES
 #endif
 #define INLINE static inline __attribute__((always_inline))
+#define EXPORT __attribute__((visibility("default")))
 
 enum { F32 = 0, BF16 = 1, F16 = 2 };
 
@@ -33,16 +37,6 @@ INLINE uint16_t to_bf16(float x) {
     return (uint16_t)((u & 0x7FFFFFFF) > 0x7F800000 ? nan : rounded);
 }
 
-#ifdef __FLT16_MAX__ /* a type of the compiler, an instruction on most machines */
-INLINE float from_f16(uint16_t h) { _Float16 x; memcpy(&x, &h, 2); return (float)x; }
-
-INLINE uint16_t to_f16(float x) {
-    _Float16 y = (_Float16)x;
-    uint16_t h, nan = (uint16_t)(((bits(x) >> 16) & 0x8000) | 0x7E00);
-    memcpy(&h, &y, 2);
-    return (bits(x) & 0x7FFFFFFF) > 0x7F800000 ? nan : h;
-}
-#else
 INLINE float from_f16(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = (uint32_t)(h & 0x7FFF);
     float normal = value((rest << 13) + (112u << 23));                     /* exponent bias 15 to 127 */
@@ -60,7 +54,6 @@ INLINE uint16_t to_f16(float x) {
     out = rest >= 0x477FF000u ? 0x7C00u : out;  /* 65520 and more */
     return (uint16_t)(sign | (rest > 0x7F800000u ? 0x7E00u : out));
 }
-#endif
 
 INLINE float load(const void *p, size_t at, int type) {
     return type == F32 ? ((const float *)p)[at] : type == BF16 ? from_bf16(((const uint16_t *)p)[at])
@@ -89,8 +82,8 @@ INLINE void tile(const void *w, void *out, const float *b, const float *a, float
         }
 }
 
-INLINE void merge(const void *w, void *out, const float *b, const float *a, float s, size_t rows, size_t cols, size_t rank,
-                  int from, int to) {
+INLINE void lora(const void *w, void *out, const float *b, const float *a, float s, size_t rows, size_t cols, size_t rank,
+                 int from, int to) {
     size_t whole = cols / TILE, rest = cols % TILE;
     for (size_t i = 0; i < rows; i += ROWS) {
         int n_rows = rows - i < ROWS ? (int)(rows - i) : ROWS;
@@ -105,18 +98,43 @@ INLINE void merge(const void *w, void *out, const float *b, const float *a, floa
     }
 }
 
-#define EXPORT __attribute__((visibility("default")))
-#define VARIANT(name, from, to) \
-    CLONES EXPORT void name(const void *w, void *out, const float *b, const float *a, float s, size_t rows, size_t cols, \
-                            size_t rank) { merge(w, out, b, a, s, rows, cols, rank, from, to); }
+/* Rows of v scaled to the length m and rounded. */
+INLINE void lengths(const float *v, void *out, const float *m, size_t rows, size_t cols, int to) {
+    for (size_t i = 0; i < rows; i++) {
+        const float *row = v + i * cols;
+        float lane[TILE] = {0};
+        size_t whole = cols - cols % TILE;
+        for (size_t j = 0; j < whole; j += TILE)
+            for (int l = 0; l < TILE; l++) lane[l] = __builtin_fmaf(row[j + l], row[j + l], lane[l]);
+        for (size_t j = whole; j < cols; j++) lane[j - whole] = __builtin_fmaf(row[j], row[j], lane[j - whole]);
+        for (int half = TILE / 2; half; half /= 2)
+            for (int l = 0; l < half; l++) lane[l] += lane[l + half];
+        float factor = m[i] / sqrtf(lane[0]);
+        for (size_t j = 0; j < cols; j++) store(out, i * cols + j, row[j] * factor, to);
+    }
+}
 
-VARIANT(suture_lora_f32_f32, F32, F32)
-VARIANT(suture_lora_bf16_bf16, BF16, BF16)
-VARIANT(suture_lora_f16_f16, F16, F16)
-VARIANT(suture_lora_bf16_f32, BF16, F32)
-VARIANT(suture_lora_f16_f32, F16, F32)
-VARIANT(suture_lora_f32_bf16, F32, BF16)
-VARIANT(suture_lora_f32_f16, F32, F16)
+#define VARIANT(name, from, to) \
+    CLONES EXPORT void suture_lora_##name(const void *w, void *out, const float *b, const float *a, float s, size_t rows, \
+                                          size_t cols, size_t rank) { lora(w, out, b, a, s, rows, cols, rank, from, to); }
+
+VARIANT(f32_f32, F32, F32)
+VARIANT(f32_bf16, F32, BF16)
+VARIANT(f32_f16, F32, F16)
+VARIANT(bf16_f32, BF16, F32)
+VARIANT(bf16_bf16, BF16, BF16)
+VARIANT(bf16_f16, BF16, F16)
+VARIANT(f16_f32, F16, F32)
+VARIANT(f16_bf16, F16, BF16)
+VARIANT(f16_f16, F16, F16)
+
+#define LENGTHS(name, to) \
+    CLONES EXPORT void suture_lengths_##name(const float *v, void *out, const float *m, size_t rows, size_t cols) { \
+        lengths(v, out, m, rows, cols, to); }
+
+LENGTHS(f32, F32)
+LENGTHS(bf16, BF16)
+LENGTHS(f16, F16)
 
 EXPORT size_t suture_tile(void) { return TILE; }
-EXPORT int suture_version(void) { return 1; }
+EXPORT int suture_version(void) { return 2; }

@@ -1,70 +1,75 @@
-"""The compiled kernel for LoRA on weights in 16 and 32 bits, where it was built: see fused.c for what it computes.
+"""The compiled formulas of LoRA and DoRA on weights in 16 and 32 bits: see fused.c for what they compute.
 
-It gives the bytes that numpy's kernel gives on a BLAS that adds in order, on every CPU, and takes a third of the time.
+LoRA gives the bytes that numpy gives on a BLAS that adds in order. Both give the same bytes on every CPU, and take a
+third of numpy's time or less.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from suture import compiled
+from suture.compiled import address
 from suture.formats.dtypes import Array
+from suture.methods.base import Factors
 
-LIBRARY = Path(__file__).with_name("_fused.clib")  # a library of C, not an extension of Python
-VERSION = 1  # of the bytes that it gives
-PAIRS = frozenset({
-    ("F32", "F32"), ("BF16", "BF16"), ("F16", "F16"), ("BF16", "F32"), ("F16", "F32"), ("F32", "BF16"), ("F32", "F16"),
-})  # fmt: skip
+METHODS = frozenset({"lora", "dora"})
 
 
 @dataclass(frozen=True, slots=True)
 class Fused:
     """The library's functions, by the types of what is read and written; `tile` is the width of a packed tile."""
 
-    functions: dict[tuple[str, str], Callable[..., None]]
+    loras: Mapping[tuple[str, str], Callable[..., None]]
+    lengths: Mapping[str, Callable[..., None]]
     tile: int
 
-    def pack(self, a: Array) -> Array:
-        """A (rank, cols) in tiles of columns, each contiguous, the last one filled up: (tiles, rank, tile)."""
+    def pack(self, f: Factors) -> Factors:
+        """The factors with A (rank, cols) in tiles of columns, each contiguous, the last one filled up."""
+        a = f["A"]
         rank, cols = a.shape
         n = -(-cols // self.tile)
         if cols % self.tile:
             a = np.concatenate([a, np.zeros((rank, n * self.tile - cols), np.float32)], axis=1)
-        return np.ascontiguousarray(a.reshape(rank, n, self.tile).transpose(1, 0, 2))
+        return {**f, "A": np.ascontiguousarray(a.reshape(rank, n, self.tile).transpose(1, 0, 2))}
 
-    def lora(self, w: Array, out: Array, b: Array, a: Array, s: float, dtypes: tuple[str, str]) -> None:
+    def lora(self, w: Array, out: Array, f: Factors, s: float, dtypes: tuple[str, str]) -> None:
         """out = round(w + s · B A).
 
         Args:
             w, out: stored values, (rows, cols), contiguous; may be the same memory where the types are the same.
-            b: (rows, rank) float32, contiguous.
-            a: packed.
+            f: B (rows, rank) and the packed A, float32, contiguous.
             dtypes: of w and of out.
         """
-        rows, cols = w.shape
-        pointers = (ctypes.c_void_p(x.ctypes.data) for x in (w, out, b, a))
-        self.functions[dtypes](*pointers, ctypes.c_float(s), rows, cols, b.shape[1])
+        b, (rows, cols) = f["B"], w.shape
+        self.loras[dtypes](address(w), address(out), address(b), address(f["A"]), s, rows, cols, b.shape[1])
+
+    def dora(self, v: Array, out: Array, m: Array, dtype: str) -> None:
+        """out = round(m · v / ‖v‖), row by row.
+
+        Args:
+            v: W + s · B A in float32, (rows, cols), contiguous.
+            out: stored values of `dtype`, of the same shape; may be the same memory as v.
+            m: (rows,) float32.
+        """
+        self.lengths[dtype](address(v), address(out), address(m), *v.shape)
 
 
 @functools.cache
 def load() -> Fused | None:
-    """The compiled kernel; None where it was not built, or SUTURE_KERNEL=numpy asks for the other one."""
-    if os.environ.get("SUTURE_KERNEL") == "numpy" or not LIBRARY.is_file():
+    """The compiled formulas, where they were built."""
+    library = compiled.library()
+    if library is None:
         return None
-    try:
-        library = ctypes.CDLL(str(LIBRARY))
-        if library.suture_version() != VERSION:
-            return None
-        functions = {pair: getattr(library, "suture_lora_{}_{}".format(*pair).lower()) for pair in sorted(PAIRS)}
-    except (OSError, AttributeError):  # built for another machine, or by another version
-        return None
-    for function in functions.values():
-        function.argtypes = [*[ctypes.c_void_p] * 4, ctypes.c_float, *[ctypes.c_size_t] * 3]
-        function.restype = None
-    return Fused(functions, int(library.suture_tile()))
+    pointer, size = ctypes.c_void_p, ctypes.c_size_t
+    loras = compiled.functions(library, "suture_lora", [*[pointer] * 4, ctypes.c_float, *[size] * 3])
+    lengths: dict[str, Any] = {dtype: getattr(library, f"suture_lengths_{dtype.lower()}") for dtype in compiled.TYPES}
+    for function in lengths.values():
+        function.argtypes, function.restype = [*[pointer] * 3, *[size] * 2], None
+    return Fused(loras, lengths, int(library.suture_tile()))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from suture import compiled
 from suture.errors import FormatError, InputError, SutureError
 from suture.execute import fused
+from suture.execute.fused import Fused
 from suture.execute.inputs import Inputs
 from suture.execute.pieces import Rows, row_bytes
 from suture.factors import FactorReader, cut_rows
@@ -23,6 +26,20 @@ from suture.values import Operation, Origin, Plan, Term
 Readers: TypeAlias = Mapping[Origin, TensorReader]
 
 
+class Bound(NamedTuple):
+    """A term and its factors."""
+
+    term: Term
+    f: Factors
+
+    def of(self, rows: slice) -> Bound:
+        """The same on some of the term's rows."""
+        first, last = rows.start - self.term.start, rows.stop - self.term.start
+        axes = METHODS[self.term.method].axes
+        cut = {name: x[first:last] if axes.get(name, ("",))[0] == "rows" else x for name, x in self.f.items()}
+        return Bound(self.term, cut)
+
+
 class Kernel:
     """Computes row blocks in buffers that are reused; each worker has its own."""
 
@@ -34,33 +51,41 @@ class Kernel:
 
     def run(self, step: Rows) -> Iterator[tuple[int, Array]]:
         """Of each block, the offset in the output file and the stored values, valid until the next block."""
-        bound = [self._bind(step, k, t) for k, t in enumerate(step.op.terms) if _overlap(t, step.start, step.stop)]
-        block_of = self._fused_block(step, bound) or (lambda block: self._block(step.op, block, bound))
+        terms = [self._bind(step, k, t) for k, t in enumerate(step.op.terms) if _overlap(t, step.start, step.stop)]
+        formulas = _compiled(step.op, terms)
+        if formulas is not None:
+            terms = [Bound(t.term, formulas.pack(t.f)) for t in terms]
         for block in step.blocks():
-            yield step.op.begin + block.start * row_bytes(step.op), block_of(block)
+            values = self._fused(step.op, block, terms, formulas) if formulas else self._block(step.op, block, terms)
+            yield step.op.begin + block.start * row_bytes(step.op), values
 
-    def _fused_block(self, step: Rows, bound: list[tuple[Term, Factors]]) -> Callable[[slice], Array] | None:
-        """What computes a block in one pass: for one LoRA on all of the step's rows, where the kernel was compiled."""
-        op, compiled = step.op, fused.load()
-        dtypes = (op.source.tensor.dtype, op.dtype)
-        if compiled is None or len(bound) != 1 or dtypes not in fused.PAIRS:
-            return None
-        term, f = bound[0]
-        if term.method != "lora" or (term.start, term.stop) != (step.start, step.stop) or not term.rank:
-            return None
-        packed = compiled.pack(f["A"])
+    def _fused(self, op: Operation, block: slice, terms: list[Bound], formulas: Fused) -> Array:
+        """A block by the compiled formulas: each run of rows with the same terms in one pass a term."""
+        raw, dtype = self._raw(op, block), op.source.tensor.dtype
+        out = raw if dtype == op.dtype else self._buffer("out", raw.shape, DTYPES[op.dtype].storage)
+        for rows, here in _runs(block, terms):
+            part = slice(rows.start - block.start, rows.stop - block.start)
+            if here:
+                self._chain(raw[part], out[part], [t.of(rows) for t in here], (dtype, op.dtype), formulas)
+            elif dtype != op.dtype:
+                from_float(to_float(raw[part], dtype), op.dtype, out[part])
+        return out
 
-        def block_of(block: slice) -> Array:
-            raw = self._raw(op, block)
-            same = dtypes[0] == dtypes[1]
-            out = raw if same else self._buffer("out", raw.shape, DTYPES[op.dtype].storage)
-            rows = slice(block.start - step.start, block.stop - step.start)
-            compiled.lora(raw, out, f["B"][rows], packed, term.scale, dtypes)
-            return out
+    def _chain(self, w: Array, out: Array, terms: list[Bound], dtypes: tuple[str, str], formulas: Fused) -> None:
+        """The terms one after the other, in float32 but for what is read first and written last."""
+        at = w, dtypes[0]
+        for k, (term, f) in enumerate(terms):
+            last = k == len(terms) - 1
+            end = (out, dtypes[1]) if last else (self._buffer("between", w.shape, np.dtype(np.float32)), "F32")
+            if term.method == "dora":
+                v = self._buffer("between", w.shape, np.dtype(np.float32))
+                formulas.lora(at[0], v, f, term.scale, (at[1], "F32"))
+                formulas.dora(v, end[0], f["m"], end[1])
+            else:
+                formulas.lora(at[0], end[0], f, term.scale, (at[1], end[1]))
+            at = end
 
-        return block_of
-
-    def _block(self, op: Operation, block: slice, bound: list[tuple[Term, Factors]]) -> Array:
+    def _block(self, op: Operation, block: slice, bound: list[Bound]) -> Array:
         w = self._read(op, block)
         # What overflows or is not a number in the inputs is so in the output; rules and verification speak of it.
         with np.errstate(all="ignore"):
@@ -70,13 +95,13 @@ class Kernel:
         out = self._buffer("raw", w.shape, DTYPES[op.dtype].storage)
         return from_float(w, op.dtype, out, self._buffer("scratch", w.shape, np.dtype(np.uint32)))
 
-    def _bind(self, step: Rows, k: int, term: Term) -> tuple[Term, Factors]:
+    def _bind(self, step: Rows, k: int, term: Term) -> Bound:
         """The term cut to the step's rows, with its factors. What a method prepares is kept for the tensor."""
         op, dtype = step.op, working_dtype(step.op)
         method = METHODS[term.method]
         if method.prepare is None:
             cut = cut_rows(term, method.axes, step.start, step.stop)
-            return cut, self._factors.factors(cut, dtype)
+            return Bound(cut, self._factors.factors(cut, dtype))
         key = (op.tensor, k)
         if key not in self._prepared:
             self._prepared = {other: f for other, f in self._prepared.items() if other[0] == op.tensor}
@@ -85,7 +110,7 @@ class Kernel:
                     lambda: self._source_blocks(op, term), self._factors.factors(term, dtype), term.scale
                 )
             self._prepared[key] = f
-        return term, self._prepared[key]
+        return Bound(term, self._prepared[key])
 
     def _source_blocks(self, op: Operation, term: Term) -> Iterator[tuple[slice, Array]]:
         for block in blocks(op.rows, op.block_rows):
@@ -120,6 +145,22 @@ class Kernel:
         if held is None or held.nbytes < n_bytes:
             held = self._buffers[use] = np.empty(n_bytes, np.uint8)
         return held[:n_bytes].view(dtype).reshape(shape)
+
+
+def _compiled(op: Operation, terms: list[Bound]) -> Fused | None:
+    """The compiled formulas, where they were built and know all that is to be done here."""
+    known = (op.source.tensor.dtype, op.dtype) in compiled.PAIRS
+    known = known and all(t.method in fused.METHODS and t.rank for t, _ in terms)
+    return fused.load() if known and terms else None
+
+
+def _runs(block: slice, terms: list[Bound]) -> Iterator[tuple[slice, list[Bound]]]:
+    """The block's rows, cut where a term begins or ends, each with the terms that change it."""
+    edges = {block.start, block.stop}
+    for term, _ in terms:
+        edges |= {row for row in (term.start, term.stop) if block.start < row < block.stop}
+    for first, last in itertools.pairwise(sorted(edges)):
+        yield slice(first, last), [t for t in terms if _overlap(t.term, first, last)]
 
 
 def working_dtype(op: Operation) -> np.dtype[Any]:

@@ -12,8 +12,8 @@ import numpy as np
 import threadpoolctl
 
 import suture
+from suture import compiled
 from suture.codec import to_json
-from suture.execute import fused
 from suture.execute.inputs import Inputs
 from suture.planning.codec import plan_id
 from suture.values import Plan, Receipt
@@ -29,8 +29,8 @@ def kernel_name() -> str:
         for lib in sorted(threadpoolctl.threadpool_info(), key=lambda lib: str(lib["filepath"]))
         if lib["user_api"] == "blas" and "numpy" in lib["filepath"]
     ]
-    compiled = f"fused {fused.VERSION}, " if fused.load() is not None else ""
-    return f"{compiled}numpy {np.__version__}, {found[0] if found else _built_with()}"
+    own = "" if compiled.why_not() else f"fused {compiled.VERSION}, "
+    return f"{own}numpy {np.__version__}, {found[0] if found else _built_with()}"
 
 
 def make_receipt(plan: Plan, inputs: Inputs, kernel: str, sha256: Mapping[str, str]) -> Receipt:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from suture import compiled
 from suture.methods import METHODS
 from suture.methods.base import Factors
-from suture.values import Adapter, Checkpoint, Operation, TensorInfo, Term
+from suture.values import Adapter, Checkpoint, Operation, TensorInfo, Term, View
 from suture.verification import reading
 from suture.verification.bounds import Step, bound
 from suture.verification.reading import Bytes, Floats
 from suture.verification.rounding import FLOAT32_UNIT, FORMATS
 
 BLOCK_VALUES = 1 << 16  # 512 KiB of float64: what the caches of a core hold
+COMPILED_BLOCK_VALUES = 1 << 18  # read at once where a compiled judge needs no arrays of that size
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,9 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A term with its factors in memory; `sizes` gives their absolute values, which only doubtful rows need."""
+    """A term, or the part of it that changes the rows looked at, with its factors in memory; `sizes` gives their
+    absolute values, which only doubtful rows need.
+    """
 
     term: Term
     factors: Factors
@@ -49,10 +55,9 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """The exact values of some rows, and the terms that they were computed with."""
+    """Rows to look at, and the terms that change some of them."""
 
     rows: slice
-    exact: Floats
     terms: tuple[Loaded, ...]
 
 
@@ -67,44 +72,83 @@ class Expected:
 
 
 def walk(operation: Operation, inputs: Inputs, looks: Iterable[slice]) -> Iterator[Block]:
-    """Each look, in order, with its exact values. Factors stay in memory only while their rows are looked at."""
-    loaded: dict[int, Loaded] = {}
-    stored: dict[str, Bytes] = {}
+    """Each look, in order, with its terms. Factors stay in memory only while their rows are looked at."""
+    loader = _Loader(operation, inputs)
     for look in looks:
-        loaded = {k: item for k, item in loaded.items() if item.term.stop > look.start}
-        for k, term in enumerate(operation.terms):
-            if k not in loaded and term.start < look.stop and term.stop > look.start:
-                before = tuple(loaded[n] for n in sorted(loaded) if n < k)
-                loaded[k] = _load(operation, inputs, term, before, stored)
-        terms = tuple(loaded[k] for k in sorted(loaded))
-        yield Block(look, _exact(operation, terms, inputs, look), terms)
+        yield Block(look, loader.load(look))
 
 
-def _load(
-    operation: Operation, inputs: Inputs, term: Term, before: tuple[Loaded, ...], stored: dict[str, Bytes]
-) -> Loaded:
-    """A term's factors, prepared by a pass over all rows where the method needs one.
+class _Loader:
+    """Reads the factors of one tensor's terms. What the next rows need as well is kept, widened or prepared."""
 
-    `stored` keeps the adapter's tensors: those of fused experts hold the factors of many terms.
-    """
-    factors: Factors = {"rows": np.array(term.rows_changed, np.int64)}
-    for name, view in term.factors.items():
-        tensor = inputs.factors[view.tensor]
-        if view.tensor not in stored:
-            stored[view.tensor] = reading.raw(inputs.adapter, tensor, 0, tensor.n_bytes)
-        factors = {**factors, name: reading.cut(stored[view.tensor], tensor.dtype, view)}
-    plain, prepare = factors, METHODS[term.method].prepare
-    if prepare is not None:
-        factors = prepare(lambda: _all_rows(operation, inputs, before, term), factors, term.scale)
+    def __init__(self, operation: Operation, inputs: Inputs) -> None:
+        self._operation, self._inputs = operation, inputs
+        self._stored: dict[str, Bytes] = {}  # the adapter's tensors: those of fused experts hold many terms' factors
+        self._wide: dict[View, Floats] = {}
+        self._prepared: dict[int, Loaded] = {}
 
-    def sizes() -> Factors:
-        absolute = {name: np.abs(values) for name, values in plain.items()}
-        if prepare is None:
-            return absolute
-        rows = ((i, np.abs(w)) for i, w in _all_rows(operation, inputs, before, term))
-        return prepare(lambda: rows, absolute, abs(term.scale))
+    def load(self, rows: slice) -> tuple[Loaded, ...]:
+        """The terms that change some of the rows, in order."""
+        terms = self._operation.terms
+        self._prepared = {k: item for k, item in self._prepared.items() if item.term.stop > rows.start}
+        before, self._wide = self._wide, {}
+        found: list[Loaded] = []
+        for k, term in enumerate(terms):
+            if term.start < rows.stop and term.stop > rows.start:
+                found.append(self._prepare(k, term, tuple(found), before) or self._plain(_cut(term, rows), before))
+        return tuple(found)
 
-    return Loaded(term, factors, functools.cache(sizes))
+    def _plain(self, term: Term, before: Mapping[View, Floats]) -> Loaded:
+        factors = self._factors(term, before)
+        sizes = functools.cache(lambda: {name: np.abs(values) for name, values in factors.items()})
+        return Loaded(term, factors, sizes)
+
+    def _prepare(self, k: int, term: Term, earlier: tuple[Loaded, ...], before: Mapping[View, Floats]) -> Loaded | None:
+        """The whole term, after a pass over all of its rows; None where the method needs none."""
+        prepare = METHODS[term.method].prepare
+        if prepare is None or k in self._prepared:
+            return self._prepared.get(k)
+        plain = self._factors(term, before)
+
+        def all_rows() -> Iterator[tuple[slice, Floats]]:
+            return _all_rows(self._operation, self._inputs, earlier, term)
+
+        def sizes() -> Factors:
+            rows = ((i, np.abs(w)) for i, w in all_rows())
+            return prepare(lambda: rows, {name: np.abs(x) for name, x in plain.items()}, abs(term.scale))
+
+        factors = prepare(all_rows, plain, term.scale)
+        self._prepared[k] = Loaded(term, factors, functools.cache(sizes))
+        return self._prepared[k]
+
+    def _factors(self, term: Term, before: Mapping[View, Floats]) -> Factors:
+        factors: dict[str, npt.NDArray[Any]] = {"rows": np.array(term.rows_changed, np.int64)}
+        for name, view in term.factors.items():
+            if view not in self._wide:
+                self._wide[view] = before[view] if view in before else self._read(view)
+            factors[name] = self._wide[view]
+        return factors
+
+    def _read(self, view: View) -> Floats:
+        tensor = self._inputs.factors[view.tensor]
+        if view.tensor not in self._stored:
+            self._stored[view.tensor] = reading.raw(self._inputs.adapter, tensor, 0, tensor.n_bytes)
+        return reading.cut(self._stored[view.tensor], tensor.dtype, view)
+
+
+def _cut(term: Term, rows: slice) -> Term:
+    """The part of a term that falls into the rows."""
+    first, last = max(rows.start, term.start), min(rows.stop, term.stop)
+    if (first, last) == (term.start, term.stop) or term.rows_changed:
+        return term
+    axes = METHODS[term.method].axes
+    factors = {
+        name: view.cut(axes[name].index("rows"), first - term.start, last - term.start)
+        if "rows" in axes.get(name, ())
+        else view
+        for name, view in term.factors.items()
+    }
+    return replace(term, factors=factors, start=first, stop=last)
 
 
 def _all_rows(
@@ -112,12 +156,13 @@ def _all_rows(
 ) -> Iterator[tuple[slice, Floats]]:
     """All rows that a term changes, as the terms before it leave them."""
     for block in blocks(term.start, term.stop, operation.cols):
-        yield slice(block.start - term.start, block.stop - term.start), _exact(operation, before, inputs, block)
+        yield slice(block.start - term.start, block.stop - term.start), exact_rows(operation, before, inputs, block)
 
 
 def blocks(start: int, stop: int, cols: int) -> Iterator[slice]:
-    """Row ranges of about BLOCK_VALUES values."""
-    size = max(1, BLOCK_VALUES // max(cols, 1))
+    """Row ranges of about as many values as are best looked at in one go."""
+    n_values = BLOCK_VALUES if compiled.why_not() else COMPILED_BLOCK_VALUES
+    size = max(1, n_values // max(cols, 1))
     return (slice(at, min(at + size, stop)) for at in range(start, stop, size))
 
 
@@ -133,7 +178,7 @@ def _source(operation: Operation, inputs: Inputs, rows: slice) -> Floats:
     return reading.floats(data, operation.source.tensor.dtype).reshape(-1, operation.cols)
 
 
-def _exact(operation: Operation, terms: Iterable[Loaded], inputs: Inputs, rows: slice) -> Floats:
+def exact_rows(operation: Operation, terms: Iterable[Loaded], inputs: Inputs, rows: slice) -> Floats:
     """The exact values of rows of the output tensor, before they are rounded to its dtype."""
     exact = _source(operation, inputs, rows)
     for item, here, of_term in _meeting(terms, rows):

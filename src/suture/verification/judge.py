@@ -26,10 +26,10 @@ from pathlib import Path
 import numpy as np
 
 from suture.values import Operation, TensorInfo, TensorVerdict
-from suture.verification import looks, reading
-from suture.verification.expect import Block, Expected, Inputs, expect, source_bytes, walk
+from suture.verification import bounds, exact, looks, reading
+from suture.verification.expect import Block, Expected, Inputs, exact_rows, expect, source_bytes, walk
 from suture.verification.reading import Bytes, Floats
-from suture.verification.rounding import FORMATS, Mask, agrees
+from suture.verification.rounding import FLOAT32_UNIT, FORMATS, Mask, agrees
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,30 +108,47 @@ def stored_bytes(subject: Subject, rows: slice) -> Bytes:
 def _count(subject: Subject, block: Block, *, strict: bool, still_same: bool) -> Tally:
     """Count a block. The bounds are computed only for rows in which a value is not the rounding of the exact one."""
     operation, fmt = subject.operation, FORMATS[subject.found.dtype]
-    data = stored_bytes(subject, block.rows)
-    stored = reading.floats(data, subject.found.dtype).reshape(-1, operation.cols)
-    distance = stored - block.exact
-    np.abs(distance, out=distance)
-    doubtful: Mask = np.any(~(distance <= fmt.half_ulp(np.abs(block.exact))), axis=1)
+    data, source = stored_bytes(subject, block.rows), source_bytes(operation, subject.inputs, block.rows)
+    doubtful, largest = _compiled(subject, block, source, data) or _compared(subject, block, data)
     n_wrong = n_twice = 0
     for rows in _runs(doubtful, block.rows.start):
         expected = expect(operation, block.terms, subject.inputs, rows)
-        here = stored[rows.start - block.rows.start : rows.stop - block.rows.start]
+        here = reading.floats(stored_bytes(subject, rows), subject.found.dtype).reshape(-1, operation.cols)
         wrong = ~agrees(here, expected.exact, expected.error, fmt)
         passed = wrong & passes(subject, here, expected) if wrong.any() and not strict else np.zeros_like(wrong)
         n_twice += int(np.count_nonzero(passed))
         n_wrong += int(np.count_nonzero(wrong & ~passed))
-    same = still_same and subject.found.dtype == operation.source.tensor.dtype
-    same = same and np.array_equal(data, source_bytes(operation, subject.inputs, block.rows))
+    same = still_same and subject.found.dtype == operation.source.tensor.dtype and np.array_equal(data, source)
     return Tally(
-        n_checked=stored.size,
+        n_checked=(block.rows.stop - block.rows.start) * operation.cols,
         n_wrong=n_wrong,
         n_twice=n_twice,
-        max_error=_largest(distance),
+        max_error=largest,
         same=same,
-        moves=same and bool((distance > 0).any()),
+        moves=same and largest > 0,
         n_bytes=len(data),
     )
+
+
+def _compiled(subject: Subject, block: Block, source: Bytes, data: Bytes) -> tuple[Mask, float] | None:
+    """Doubtful rows, and the largest error, by the compiled judge, where one LoRA changes all of the rows."""
+    if len(block.terms) != 1:
+        return None
+    (item,), rows = block.terms, block.rows
+    if item.term.method != "lora" or (item.term.start, item.term.stop) != (rows.start, rows.stop):
+        return None
+    gamma = bounds.gamma(bounds.ROUNDINGS["lora"](item.term.rank), FLOAT32_UNIT)
+    product = exact.Product(item.factors["B"], item.factors["A"], item.term.scale, gamma)
+    return exact.judge(source, data, product, (subject.operation.source.tensor.dtype, subject.found.dtype))
+
+
+def _compared(subject: Subject, block: Block, data: Bytes) -> tuple[Mask, float]:
+    """The same by numpy, for every method."""
+    operation, fmt = subject.operation, FORMATS[subject.found.dtype]
+    wanted = exact_rows(operation, block.terms, subject.inputs, block.rows)
+    distance = reading.floats(data, subject.found.dtype).reshape(-1, operation.cols) - wanted
+    np.abs(distance, out=distance)
+    return np.any(~(distance <= fmt.half_ulp(np.abs(wanted))), axis=1), _largest(distance)
 
 
 def _largest(distance: Floats) -> float:

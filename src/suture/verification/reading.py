@@ -8,6 +8,7 @@ from __future__ import annotations
 import filecmp
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -161,13 +162,22 @@ def raw(folder: Path, tensor: TensorInfo, start: int, stop: int) -> Bytes:
         InputError: the file is gone or too short.
     """
     path = folder / tensor.file
+    data = np.empty(stop - start, np.uint8)
+    n_read = 0
     try:
-        data = np.fromfile(path, np.uint8, stop - start, offset=tensor.begin + start)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            while n_read < len(data) and (
+                n := os.preadv(descriptor, [data[n_read:].data], tensor.begin + start + n_read)
+            ):
+                n_read += n
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise InputError(f"{tensor.name} cannot be read: {error.strerror}", where=str(path)) from error
-    if len(data) != stop - start:
+    if n_read != len(data):
         raise InputError(
-            f"{tensor.name} is cut short at byte {tensor.begin + start + len(data)}",
+            f"{tensor.name} is cut short at byte {tensor.begin + start + n_read}",
             where=str(path),
             expected=f"a file of at least {tensor.end} bytes, as its header says",
             do="Get the file again.",
