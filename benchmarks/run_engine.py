@@ -1,6 +1,6 @@
 """Merge with the engine alone: a plan made by hand for a Llama and a LoRA, without checks and without verification.
 
-For bench_merge.py. `--no-hash` leaves the sha256 of the weight files out, which the product never does.
+For bench_merge.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,19 @@ from suture import execute
 from suture.codec import digest
 from suture.formats import read_adapter, read_checkpoint
 from suture.planning import layout
-from suture.values import Adapter, Checkpoint, Operation, Options, Plan, Source, TensorInfo, Term, Verdict, View
+from suture.values import (
+    Adapter,
+    Checkpoint,
+    Operation,
+    Options,
+    Plan,
+    Running,
+    Source,
+    TensorInfo,
+    Term,
+    Verdict,
+    View,
+)
 
 PREFIX = "base_model.model."
 
@@ -64,27 +76,6 @@ def plan_of(checkpoint: Checkpoint, adapter: Adapter) -> Plan:
     )
 
 
-class NoHash:
-    """Stands in for the hash of a file."""
-
-    def __init__(self, bounds: list[int], read: object) -> None:
-        self._left = len(set(bounds)) - 1
-
-    def feed(self, begin: int, data: memoryview) -> None:
-        pass
-
-    def finish(self, begin: int) -> None:
-        self._left -= 1
-
-    def advance(self, buffer: memoryview) -> bool:
-        done = self._left == 0
-        self._left -= done
-        return done
-
-    def hexdigest(self) -> str:
-        return ""
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("base", type=Path)
@@ -97,11 +88,10 @@ def main() -> None:
     begin = time.perf_counter()
     checkpoint, adapter = read_checkpoint(args.base), read_adapter(args.adapter)
     plan = plan_of(checkpoint, adapter)
-    if args.no_hash:
-        execute.PrefixHash = NoHash  # type: ignore[misc, assignment]
     ready = time.perf_counter()
     inputs = execute.Inputs(checkpoint, adapter)
-    staged = execute.run(plan, inputs, args.out, workers=args.workers, durable=not args.no_fsync)
+    running = Running(workers=args.workers, durable=not args.no_fsync, hashes=not args.no_hash)
+    staged = execute.run(plan, inputs, args.out, running)
     execute.publish(staged, Verdict(True, ()))
     end = time.perf_counter()
     digests = digest(dict(staged.receipt.sha256))[:16]

@@ -26,7 +26,6 @@ if TYPE_CHECKING:  # for type checkers; at run time __getattr__ imports a name w
     from suture.inspection import inspect as inspect
     from suture.pages import explain as explain
     from suture.pipeline import Reading as Reading
-    from suture.pipeline import Running as Running
     from suture.pipeline import merge as merge
     from suture.pipeline import plan as plan
     from suture.pipeline import verify as verify
@@ -44,6 +43,7 @@ if TYPE_CHECKING:  # for type checkers; at run time __getattr__ imports a name w
     from suture.values import Outcome as Outcome
     from suture.values import Plan as Plan
     from suture.values import Receipt as Receipt
+    from suture.values import Running as Running
     from suture.values import Verdict as Verdict
     from suture.verification import LogitsSettings as LogitsSettings
 
@@ -62,7 +62,7 @@ _HOMES = {
     "Reading": "pipeline",
     "Receipt": "values",
     "RunConfig": "training.config",
-    "Running": "pipeline",
+    "Running": "values",
     "Selection": "checking",
     "SutureError": "errors",
     "Verdict": "values",

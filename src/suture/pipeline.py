@@ -24,10 +24,12 @@ from suture.values import (
     Adapter,
     Arch,
     Checkpoint,
+    Forecast,
     Options,
     Plan,
     Receipt,
     Resolved,
+    Running,
     Verdict,
 )
 
@@ -46,16 +48,6 @@ class Reading:
     adapter_revision: str | None = None
     adapter_name: str | None = None
     allow_pickle: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """How to run a merge. Nothing here changes a byte of the model."""
-
-    workers: int | None = None  # None: as many as there are cores
-    durable: bool = True  # fsync before the output appears
-    full_verify: bool = False  # recompute every row instead of a sample
-    announce: Callable[[Plan], None] | None = None  # called with the plan before anything is written
 
 
 def load_case(
@@ -123,6 +115,27 @@ def plan(
     return plan_of(load_case(base, adapter, options or Options(), reading or Reading(), "values"))
 
 
+def forecast(
+    base: str | Path,
+    adapter: str | Path,
+    out: str | Path | None = None,
+    *,
+    options: Options | None = None,
+    reading: Reading | None = None,
+    running: Running | None = None,
+) -> Forecast:
+    """The plan of a merge, and what it will cost: bytes, disk, memory; and the time, measured beside `out`, if given.
+
+    Raises:
+        Findings: the merge would refuse. OutputError: nothing could be written there.
+    """
+    from suture import execute
+
+    case = load_case(base, adapter, options or Options(), reading or Reading(), "values")
+    inputs = execute.Inputs(case.checkpoint, case.adapter)
+    return execute.forecast(plan_of(case), inputs, None if out is None else Path(out), running)
+
+
 def plan_of(case: Case) -> Plan:
     """The plan of a case without errors.
 
@@ -186,9 +199,8 @@ def merge(  # noqa: PLR0913 - keywords of the public interface
         todo,
         inputs,
         Path(out),
-        workers=running.workers,
-        durable=running.durable,
-        progress=_stage(progress, "merge", todo.n_bytes_written),
+        running,
+        _stage(progress, "merge", todo.n_bytes_written),
     )
     try:
         verdict = replay(

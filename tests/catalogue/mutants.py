@@ -26,6 +26,7 @@ from workshop import Healthy, Pair, Workshop
 from suture import pipeline
 from suture.errors import SutureError
 from suture.formats import read_checkpoint
+from suture.values import Running
 
 PREFIX = "base_model.model."
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -239,7 +240,7 @@ def judged(kind: str, pair: Pair, base: Path, adapter: Path, whole: Mapping[str,
 
 def merged(base: Path, adapter: Path, pair: Pair, out: Path) -> dict[str, str]:
     """What a merge makes of its base: digests of the tensors that are not the base's, and what else differs."""
-    pipeline.merge(base, adapter, out, reading=pair.reading, running=pipeline.Running(workers=1, durable=False))
+    pipeline.merge(base, adapter, out, reading=pair.reading, running=Running(workers=1, durable=False))
     before, after = digests(base), digests(out)
     changed = {name: digest for name, digest in after.items() if before.get(name) != digest}
     return changed | dict.fromkeys(before.keys() - after.keys(), "gone")

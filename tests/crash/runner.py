@@ -28,7 +28,7 @@ from execute.made_plans import make_pair, make_plan
 from suture import execute
 from suture.errors import SutureError
 from suture.execute import pieces
-from suture.values import Verdict
+from suture.values import Running, Verdict
 
 PIECE_BYTES = 10_000
 SHAPE = {"n_shards": 3, "rows": 1000}
@@ -98,7 +98,7 @@ def main() -> int:
     plan = make_plan(pair)
     install(fault, n)
     try:
-        execute.publish(execute.run(plan, pair.inputs, folder / "made" / "out", workers=2), Verdict(True, ()))
+        execute.publish(execute.run(plan, pair.inputs, folder / "made" / "out", Running(workers=2)), Verdict(True, ()))
     except SutureError as error:
         print(error, file=sys.stderr)
         return error.exit_code

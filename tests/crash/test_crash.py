@@ -17,7 +17,7 @@ import suture
 from suture import execute
 from suture.errors import DiskFull, InputError, Interrupted, OutputError, OutputLocked
 from suture.execute import journal, pieces
-from suture.values import Verdict
+from suture.values import Running, Verdict
 
 TESTS = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {
@@ -51,7 +51,8 @@ def pair(folder):
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     pair = make_pair(folder / "in", **runner.SHAPE)
-    out = execute.publish(execute.run(make_plan(pair), pair.inputs, folder / "out", workers=2), Verdict(True, ()))
+    staged = execute.run(make_plan(pair), pair.inputs, folder / "out", Running(workers=2))
+    out = execute.publish(staged, Verdict(True, ()))
     return contents(out)
 
 

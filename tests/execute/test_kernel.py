@@ -9,7 +9,9 @@ import torch
 from execute.made_plans import Pair, operation, place, read_input
 
 from suture.errors import FormatError, InputError, SutureError
+from suture.execute import fused
 from suture.execute import kernel as module
+from suture.execute.device import Device
 from suture.execute.kernel import Kernel, check_computable
 from suture.execute.pieces import Rows
 from suture.factors import FactorReader
@@ -40,8 +42,14 @@ def pair(tmp_path) -> Pair:
     return made
 
 
+@pytest.fixture(params=["numpy", "compiled", "torch"])
+def formulas(request):
+    """What computes LoRA: every test of a result must hold for each."""
+    return {"numpy": lambda: None, "compiled": fused.load, "torch": lambda: Device("cpu")}[request.param]()
+
+
 @pytest.fixture
-def compute(pair):
+def compute(pair, formulas):
     """Runs one operation, as one step or as several, and returns the stored rows."""
 
     def run(op, cuts=()):
@@ -49,7 +57,7 @@ def compute(pair):
         found = np.zeros(op.end - op.begin, np.uint8)
         bounds = [0, *cuts, op.rows]
         with TensorReader(pair.folder / "base") as base, TensorReader(pair.folder / "adapter") as adapter:
-            kernel = Kernel({"base": base, "adapter": adapter}, FactorReader(pair.adapter, adapter))
+            kernel = Kernel({"base": base, "adapter": adapter}, FactorReader(pair.adapter, adapter), formulas)
             for start, stop in itertools.pairwise(bounds):
                 for offset, values in kernel.run(Rows(op, start, stop)):
                     raw = values.reshape(-1).view("u1")

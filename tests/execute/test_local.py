@@ -16,7 +16,7 @@ from suture.execute import fused, kernel, local, pieces, staging
 from suture.execute.local import Queue, count_workers
 from suture.execute.pieces import Piece, Span, split
 from suture.methods.base import Method
-from suture.values import TensorInfo, Verdict
+from suture.values import Running, TensorInfo, Verdict
 
 GOOD = Verdict(True, ())
 
@@ -39,7 +39,7 @@ def small_pieces(monkeypatch):
 def test_any_number_of_workers_gives_the_same_bytes(pair, plan, tmp_path):
     assert len(split(plan)) > 20
     merged = {
-        n: contents(execute.publish(execute.run(plan, pair.inputs, tmp_path / f"out{n}", workers=n), GOOD))
+        n: contents(execute.publish(execute.run(plan, pair.inputs, tmp_path / f"out{n}", Running(workers=n)), GOOD))
         for n in (1, 2, 4, 16)
     }
     assert merged[2] == merged[1]
@@ -99,7 +99,7 @@ def test_what_is_written_in_order_is_hashed_without_reading_it_again(pair, plan,
         return n
 
     monkeypatch.setattr(os, "preadv", count)
-    execute.abandon(execute.run(plan, pair.inputs, tmp_path / "out", workers=1))
+    execute.abandon(execute.run(plan, pair.inputs, tmp_path / "out", Running(workers=1)))
     assert sum(n_bytes) == 0
 
 
@@ -115,7 +115,7 @@ def failing(monkeypatch, error: BaseException) -> None:
 def test_a_formula_that_fails_is_named_with_its_tensor(pair, plan, tmp_path, monkeypatch, error):
     failing(monkeypatch, error)
     with pytest.raises(SutureError, match=rf"model-\d+-of-00003\.safetensors: w\d: {type(error).__name__}") as raised:
-        execute.run(plan, pair.inputs, tmp_path / "out", workers=2)
+        execute.run(plan, pair.inputs, tmp_path / "out", Running(workers=2))
     assert raised.value.__cause__ is error
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]
 
@@ -141,7 +141,7 @@ def test_a_failure_stops_the_other_workers(pair, plan, tmp_path, monkeypatch):
     monkeypatch.setattr(kernel, "METHODS", {"lora": Method({}, rows=rows)})
     monkeypatch.setattr(fused, "load", lambda: None)
     with pytest.raises(SutureError, match="ValueError: first"):
-        execute.run(plan, pair.inputs, tmp_path / "out", workers=3)
+        execute.run(plan, pair.inputs, tmp_path / "out", Running(workers=3))
 
 
 def test_a_signal_that_comes_last_is_heard(pair, plan, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from execute.made_plans import Pair, operation, place
 
 import suture
 from suture import execute
-from suture.values import Term, View
+from suture.values import Running, Term, View
 
 MIB = 1 << 20
 LIMIT_MIB = 100
@@ -69,7 +69,7 @@ def main() -> None:
     """In a process of its own: merge what the test has made, and print the peak."""
     folder = Path(sys.argv[1])
     plan, inputs = pickle.loads((folder / "merge.pickle").read_bytes())
-    execute.abandon(execute.run(plan, inputs, folder / "out", workers=2))
+    execute.abandon(execute.run(plan, inputs, folder / "out", Running(workers=2)))
     print(peak_mib())
 
 

@@ -32,6 +32,7 @@ def merge(pair: Pair, out: OutOption, sources: Sources, choices: Choices, runnin
     """Merge ADAPTER into BASE. OUT appears whole and verified, or not at all."""
     reading, options, settings = sources.reading(), choices.options(), forward.settings()
     from suture import pipeline
+    from suture.values import Running as Settings
 
     plans: list[Plan] = []
 
@@ -40,7 +41,8 @@ def merge(pair: Pair, out: OutOption, sources: Sources, choices: Choices, runnin
         _show.growth(_output.console(stderr=True), plan)
 
     start, full = time.monotonic(), running.verify is Thoroughness.full
-    how = pipeline.Running(running.workers, running.durability is Durability.full, full, announce)
+    durable = running.durability is Durability.full
+    how = Settings(workers=running.workers, durable=durable, full_verify=full, announce=announce)
     with _progress.shown() as progress:
         receipt = pipeline.merge(
             pair.base, pair.adapter, out, options=options, reading=reading, running=how, progress=progress

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import threadpoolctl
 
 from suture.errors import InputError, Interrupted
+from suture.execute import fused
+from suture.execute.device import Device
+from suture.execute.disk import writing
+from suture.execute.forecast import memory, seconds, workers_within
 from suture.execute.inputs import Inputs, check_inputs, require_unchanged, state
 from suture.execute.journal import Head, boot_id
-from suture.execute.kernel import check_computable
-from suture.execute.local import Progress, Queue, Worker, count_workers, work
+from suture.execute.kernel import Formulas, Kernel, Readers, check_computable
+from suture.execute.local import Progress, Queue, Worker, work
 from suture.execute.pieces import Piece, division, header_bytes, split
-from suture.execute.prefix import PrefixHash
+from suture.execute.prefix import Hash, NoHash, PrefixHash
+from suture.execute.probe import probe
 from suture.execute.publish import abandon, publish
 from suture.execute.receipt import RECEIPT, kernel_name, make_receipt, receipt_bytes
 from suture.execute.staging import Claim, Stage, check_output, claim, discard, hand_over, release
@@ -23,19 +29,13 @@ from suture.execute.stop import stop_signals
 from suture.factors import FactorReader
 from suture.formats import TensorReader
 from suture.planning.codec import plan_id
-from suture.values import Plan, Staged
+from suture.values import Forecast, Plan, Running, Staged
 
-__all__ = ["Inputs", "Progress", "abandon", "check_output", "publish", "run"]
+__all__ = ["Inputs", "Progress", "abandon", "check_output", "forecast", "publish", "run"]
 
 
 def run(
-    plan: Plan,
-    inputs: Inputs,
-    out: Path,
-    *,
-    workers: int | None = None,
-    durable: bool = True,
-    progress: Progress | None = None,
+    plan: Plan, inputs: Inputs, out: Path, running: Running | None = None, progress: Progress | None = None
 ) -> Staged:
     """Write all that the plan says into a hidden folder beside `out`. Then `publish` it, or `abandon` it.
 
@@ -43,31 +43,74 @@ def run(
     what is done stays, to be continued, when the system could not read an input.
 
     Args:
-        workers: threads; as many as there are cores by default. The bytes do not depend on it.
-        durable: return only when the disk holds every byte (fsync).
+        running: workers, durability, hashes … The bytes do not depend on it, but for a device.
         progress: called with the bytes written since its last call; `plan.n_bytes_written` in all.
 
     Raises:
         InputError: an input cannot be read; InputChanged: it is not what the plan was made from.
         OutputError, OutputExists, OutputLocked, DiskFull: the output cannot be written.
-        Interrupted: Ctrl-C or SIGTERM.
+        UsageError: the device or the memory that is allowed will not do. Interrupted: Ctrl-C or SIGTERM.
     """
+    running = running or Running()
     pieces = split(plan)
+    workers = workers_within(plan, running, len(pieces))
     check_inputs(plan, inputs)
     check_computable(plan, inputs)
+    formulas = Device(running.device) if running.device else fused.load()
     with stop_signals() as stop, _claimed(plan, out) as claimed:
-        stage = Stage(claimed, plan, stop, durable=durable)
+        stage = Stage(claimed, plan, stop, durable=running.durable)
         with closing(stage), threadpoolctl.threadpool_limits(1, "blas"):
-            kernel, before = kernel_name(), state(plan, inputs)
+            kernel, before = kernel_name(formulas), state(plan, inputs)
             stage.open(Head(plan_id(plan), before, kernel, division(pieces), boot_id()), len(pieces))
             sha256 = _side_files(plan, inputs, stage)
-            sha256 |= _weights(plan, inputs, stage, pieces, workers, progress)
+            hashes = _hashes(plan, stage, pieces, wanted=running.hashes)
+            _weights(plan, inputs, stage, pieces, _Team(workers, formulas, hashes), progress)
             require_unchanged(plan, inputs, before)
+            sha256 |= {name: hashes[name].hexdigest() for name in sorted(hashes)} if running.hashes else {}
             receipt = make_receipt(plan, inputs, kernel, sha256)
             stage.text(RECEIPT, receipt_bytes(receipt))
             stage.wait_for_disk()
             stage.check()
         return hand_over(claimed, receipt)
+
+
+def forecast(plan: Plan, inputs: Inputs, out: Path | None, running: Running | None = None) -> Forecast:
+    """What `run` will read, write and hold; and how long it will take, if it is known where to.
+
+    Raises:
+        UsageError: the device or the memory that is allowed will not do.
+        InputError: an input cannot be read. OutputError, DiskFull: nothing can be written beside `out`.
+    """
+    running = running or Running()
+    pieces = split(plan)
+    workers = workers_within(plan, running, len(pieces))
+    formulas = Device(running.device) if running.device else fused.load()
+    took = None
+    if out is not None:
+        check_output(out)
+        beside = next(p for p in out.resolve().parents if p.exists())
+        with writing(beside), threadpoolctl.threadpool_limits(1, "blas"):
+            rates = probe(pieces, inputs, beside, formulas, durable=running.durable)
+        took = seconds(plan, rates, workers)
+    computed = sum(op.end - op.begin for op in plan.operations if not op.is_copy)
+    return Forecast(
+        plan=plan,
+        n_bytes_read=plan.n_bytes_read,
+        n_bytes_computed=computed,
+        n_bytes_copied=plan.n_bytes_written - computed,
+        n_bytes_disk=plan.n_bytes_written + _small_bytes(plan, inputs),
+        n_bytes_memory=memory(plan, workers),
+        workers=workers,
+        kernel=kernel_name(formulas),
+        seconds=took,
+    )
+
+
+def _small_bytes(plan: Plan, inputs: Inputs) -> int:
+    """Size of all files but the weights; of the receipt, roughly."""
+    texts = sum(len(text.encode()) for text in plan.texts.values())
+    sides = sum((inputs.folder(side.origin) / side.name).stat().st_size for side in plan.side_files)
+    return texts + sides + 128 * (len(plan.files) + len(plan.side_files) + len(plan.texts) + 20)
 
 
 @contextmanager
@@ -97,36 +140,38 @@ def _side_files(plan: Plan, inputs: Inputs, stage: Stage) -> dict[str, str]:
     return sha256 | {side.name: stage.copy(side.name, inputs.folder(side.origin)) for side in plan.side_files}
 
 
+@dataclass(frozen=True, slots=True)
+class _Team:
+    """Who writes the weights, with what, and what keeps the files' hashes."""
+
+    n_workers: int
+    formulas: Formulas | None
+    hashes: Mapping[str, Hash]
+
+
 def _weights(
-    plan: Plan,
-    inputs: Inputs,
-    stage: Stage,
-    pieces: Sequence[Piece],
-    workers: int | None,
-    progress: Progress | None,
-) -> dict[str, str]:
-    """Write the pieces that are not there yet; the sha256 of each weight file by name."""
-    hashes = _hashes(plan, stage, pieces)
+    plan: Plan, inputs: Inputs, stage: Stage, pieces: Sequence[Piece], team: _Team, progress: Progress | None
+) -> None:
+    """Write the pieces that are not there yet."""
     left = [piece for piece in pieces if piece.number not in stage.done]
     if progress is not None:
         progress(plan.n_bytes_written - sum(piece.n_bytes for piece in left))
     with TensorReader(inputs.checkpoint.folder) as base, TensorReader(inputs.adapter.folder) as adapter:
         factors = FactorReader(inputs.adapter.tensors, adapter)
-        team = [
-            Worker(stage, {"base": base, "adapter": adapter}, factors, hashes)
-            for _ in range(count_workers(workers, len(pieces)))
-        ]
-        work(team, Queue(left), stage.stop, progress)
-    return {name: hashes[name].hexdigest() for name in sorted(hashes)}
+        readers: Readers = {"base": base, "adapter": adapter}
+        workers = [Worker(stage, Kernel(readers, factors, team.formulas), team.hashes) for _ in range(team.n_workers)]
+        work(workers, Queue(left), stage.stop, progress)
 
 
-def _hashes(plan: Plan, stage: Stage, pieces: Sequence[Piece]) -> dict[str, PrefixHash]:
+def _hashes(plan: Plan, stage: Stage, pieces: Sequence[Piece], *, wanted: bool) -> dict[str, Hash]:
     """The hash of each weight file, with its header, and told of the pieces that are there."""
     bounds = {file.name: [0, file.n_bytes] for file in plan.files}
     for piece in pieces:
         bounds[piece.file].append(piece.begin)
-    hashes = {name: PrefixHash(bounds[name], partial(stage.read, name)) for name in bounds}
+    hashes: dict[str, Hash] = {}
     for file in plan.files:
+        read = partial(stage.read, file.name)
+        hashes[file.name] = PrefixHash(bounds[file.name], read) if wanted else NoHash(bounds[file.name])
         hashes[file.name].feed(0, memoryview(header_bytes(file)))
         hashes[file.name].finish(0)
     for piece in pieces:

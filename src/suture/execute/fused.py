@@ -19,8 +19,6 @@ from suture.compiled import address
 from suture.formats.dtypes import Array
 from suture.methods.base import Factors
 
-METHODS = frozenset({"lora", "dora"})
-
 
 @dataclass(frozen=True, slots=True)
 class Fused:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
 from suture import compiled
 from suture.errors import FormatError, InputError, SutureError
-from suture.execute import fused
-from suture.execute.fused import Fused
 from suture.execute.inputs import Inputs
 from suture.execute.pieces import Rows, row_bytes
 from suture.factors import FactorReader, cut_rows
@@ -40,27 +38,41 @@ class Bound(NamedTuple):
         return Bound(self.term, cut)
 
 
-class Kernel:
-    """Computes row blocks in buffers that are reused; each worker has its own."""
+class Formulas(Protocol):
+    """What computes LoRA and DoRA on stored values of 16 and 32 bits: see `fused.Fused`."""
 
-    def __init__(self, readers: Readers, factors: FactorReader) -> None:
-        self._readers = readers
+    def pack(self, f: Factors) -> Factors: ...  # noqa: D102 - see there
+    def lora(self, w: Array, out: Array, f: Factors, s: float, dtypes: tuple[str, str]) -> None: ...  # noqa: D102
+    def dora(self, v: Array, out: Array, m: Array, dtype: str) -> None: ...  # noqa: D102
+
+
+class Kernel:
+    """Computes row blocks in buffers that are reused; each worker has its own.
+
+    Args:
+        formulas: used for all that they know; numpy for the rest, or for everything.
+    """
+
+    def __init__(self, readers: Readers, factors: FactorReader, formulas: Formulas | None) -> None:
+        self.readers = readers
         self._factors = factors
+        self._formulas = formulas
         self._buffers: dict[str, Array] = {}
         self._prepared: dict[tuple[str, int], Factors] = {}
 
     def run(self, step: Rows) -> Iterator[tuple[int, Array]]:
         """Of each block, the offset in the output file and the stored values, valid until the next block."""
         terms = [self._bind(step, k, t) for k, t in enumerate(step.op.terms) if _overlap(t, step.start, step.stop)]
-        formulas = _compiled(step.op, terms)
+        formulas = self._formulas if _is_known(step.op, terms) else None
         if formulas is not None:
             terms = [Bound(t.term, formulas.pack(t.f)) for t in terms]
         for block in step.blocks():
-            values = self._fused(step.op, block, terms, formulas) if formulas else self._block(step.op, block, terms)
+            by_formulas = self._by_formulas(step.op, block, terms, formulas) if formulas else None
+            values = self._block(step.op, block, terms) if by_formulas is None else by_formulas
             yield step.op.begin + block.start * row_bytes(step.op), values
 
-    def _fused(self, op: Operation, block: slice, terms: list[Bound], formulas: Fused) -> Array:
-        """A block by the compiled formulas: each run of rows with the same terms in one pass a term."""
+    def _by_formulas(self, op: Operation, block: slice, terms: list[Bound], formulas: Formulas) -> Array:
+        """A block by the formulas: each run of rows with the same terms in one pass a term."""
         raw, dtype = self._raw(op, block), op.source.tensor.dtype
         out = raw if dtype == op.dtype else self._buffer("out", raw.shape, DTYPES[op.dtype].storage)
         for rows, here in _runs(block, terms):
@@ -71,7 +83,7 @@ class Kernel:
                 from_float(to_float(raw[part], dtype), op.dtype, out[part])
         return out
 
-    def _chain(self, w: Array, out: Array, terms: list[Bound], dtypes: tuple[str, str], formulas: Fused) -> None:
+    def _chain(self, w: Array, out: Array, terms: list[Bound], dtypes: tuple[str, str], formulas: Formulas) -> None:
         """The terms one after the other, in float32 but for what is read first and written last."""
         at = w, dtypes[0]
         for k, (term, f) in enumerate(terms):
@@ -135,7 +147,7 @@ class Kernel:
         assert storage is not None
         raw = self._buffer("raw", (block.stop - block.start, op.cols), storage)
         offset = (op.source.row + block.start) * op.cols * storage.itemsize
-        self._readers[op.source.origin].read_into(source, offset, raw)
+        self.readers[op.source.origin].read_into(source, offset, raw)
         return raw
 
     def _buffer(self, use: str, shape: tuple[int, ...], dtype: np.dtype[Any] | None) -> Array:
@@ -147,11 +159,10 @@ class Kernel:
         return held[:n_bytes].view(dtype).reshape(shape)
 
 
-def _compiled(op: Operation, terms: list[Bound]) -> Fused | None:
-    """The compiled formulas, where they were built and know all that is to be done here."""
-    known = (op.source.tensor.dtype, op.dtype) in compiled.PAIRS
-    known = known and all(t.method in fused.METHODS and t.rank for t, _ in terms)
-    return fused.load() if known and terms else None
+def _is_known(op: Operation, terms: list[Bound]) -> bool:
+    """True where all that is to be done is LoRA and DoRA on types of 16 and 32 bits."""
+    known = (op.source.tensor.dtype, op.dtype) in compiled.PAIRS and bool(terms)
+    return known and all(t.method in ("lora", "dora") and t.rank for t, _ in terms)
 
 
 def _runs(block: slice, terms: list[Bound]) -> Iterator[tuple[slice, list[Bound]]]:

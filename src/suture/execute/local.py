@@ -9,17 +9,16 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TypeAlias
 
 from suture.errors import Interrupted, SutureError
-from suture.execute.kernel import Kernel, Readers
+from suture.execute.kernel import Kernel
 from suture.execute.pieces import Piece, Rows, Span
-from suture.execute.prefix import PrefixHash
+from suture.execute.prefix import Hash
 from suture.execute.staging import CHUNK_BYTES, Stage
 from suture.execute.stop import Stop
-from suture.factors import FactorReader
 
 POLL_SECONDS = 0.1
 
@@ -56,12 +55,11 @@ class Queue:
 class Worker:
     """One thread's part: its buffers, the bytes it has written, and the tensor it has in hand."""
 
-    def __init__(self, stage: Stage, readers: Readers, factors: FactorReader, hashes: Mapping[str, PrefixHash]) -> None:
+    def __init__(self, stage: Stage, kernel: Kernel, hashes: Mapping[str, Hash]) -> None:
         self.written = 0
         self.at = ""
         self._stage = stage
-        self._readers = readers
-        self._kernel = Kernel(readers, factors)
+        self._kernel = kernel
         self._hashes = hashes
         self._chunk = memoryview(bytearray(CHUNK_BYTES))
 
@@ -79,17 +77,9 @@ class Worker:
             self._settle(file)
 
     def _step(self, file: str, step: Span | Rows) -> None:
-        if isinstance(step, Rows):
-            self.at = f"{file}: {step.op.tensor}"
-            for offset, values in self._kernel.run(step):
-                self._write(file, offset, values.reshape(-1).view("u1").data)
-            return
-        self.at = f"{file}: {step.source.name}"
-        reader = self._readers[step.origin]
-        for done in range(0, step.source.n_bytes, CHUNK_BYTES):
-            chunk = self._chunk[: step.source.n_bytes - done]
-            reader.read_into(step.source, done, chunk)
-            self._write(file, step.begin + done, chunk)
+        self.at = f"{file}: {step.op.tensor if isinstance(step, Rows) else step.source.name}"
+        for offset, data in stored(step, self._kernel, self._chunk):
+            self._write(file, offset, data)
 
     def _write(self, file: str, offset: int, data: memoryview) -> None:
         self._stage.write(file, offset, data)
@@ -100,6 +90,19 @@ class Worker:
         self.at = file
         if self._hashes[file].advance(self._chunk):
             self._stage.sync(file)
+
+
+def stored(step: Span | Rows, kernel: Kernel, buffer: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """What a step writes: offsets in the output file, and bytes that are valid until the next ones."""
+    if isinstance(step, Rows):
+        for offset, values in kernel.run(step):
+            yield offset, values.reshape(-1).view("u1").data
+        return
+    reader = kernel.readers[step.origin]
+    for done in range(0, step.source.n_bytes, len(buffer)):
+        chunk = buffer[: step.source.n_bytes - done]
+        reader.read_into(step.source, done, chunk)
+        yield step.begin + done, chunk
 
 
 def count_workers(wanted: int | None, n_pieces: int) -> int:

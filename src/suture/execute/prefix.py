@@ -6,9 +6,42 @@ import hashlib
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 Read: TypeAlias = Callable[[int, memoryview], None]
+
+
+class Hash(Protocol):
+    """What the workers tell of a file's bytes."""
+
+    def feed(self, begin: int, data: memoryview) -> None: ...  # noqa: D102 - see PrefixHash
+    def finish(self, begin: int) -> None: ...  # noqa: D102
+    def advance(self, buffer: memoryview) -> bool: ...  # noqa: D102
+    def hexdigest(self) -> str: ...  # noqa: D102
+
+
+class NoHash:
+    """Counts pieces instead of hashing them."""
+
+    def __init__(self, bounds: Iterable[int]) -> None:
+        self._left = {0, *bounds}
+        self._left.discard(max(self._left))
+        self._lock = threading.Lock()
+
+    def feed(self, begin: int, data: memoryview) -> None:
+        """Nothing to do."""
+
+    def finish(self, begin: int) -> None:
+        """The piece that begins there is written."""
+        self._left.discard(begin)
+
+    def advance(self, buffer: memoryview) -> bool:
+        """True once, when all pieces are written."""
+        return not self._left and self._lock.acquire(blocking=False)
+
+    def hexdigest(self) -> str:
+        """Nothing was hashed."""
+        return ""
 
 
 class PrefixHash:

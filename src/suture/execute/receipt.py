@@ -14,6 +14,7 @@ import threadpoolctl
 import suture
 from suture import compiled
 from suture.codec import to_json
+from suture.execute.device import Device
 from suture.execute.inputs import Inputs
 from suture.planning.codec import plan_id
 from suture.values import Plan, Receipt
@@ -22,14 +23,16 @@ RECEIPT = "suture_receipt.json"
 SCHEMA = 1
 
 
-def kernel_name() -> str:
-    """Library, version and core of what rounds: BLAS adds in another order on another core."""
+def kernel_name(formulas: object = None) -> str:
+    """Library, version and core of what rounds: BLAS adds in another order on another core, and so does a device."""
     found = [
         " ".join(str(lib[key]) for key in ("internal_api", "version", "architecture") if lib.get(key))
         for lib in sorted(threadpoolctl.threadpool_info(), key=lambda lib: str(lib["filepath"]))
         if lib["user_api"] == "blas" and "numpy" in lib["filepath"]
     ]
     own = "" if compiled.why_not() else f"fused {compiled.VERSION}, "
+    if isinstance(formulas, Device):
+        own = f"{formulas.name}, "
     return f"{own}numpy {np.__version__}, {found[0] if found else _built_with()}"
 
 

@@ -16,7 +16,7 @@ from suture.training import folder as folders
 from suture.training.config import RunConfig
 from suture.training.measure import Ruler
 from suture.training.ready import Ready
-from suture.values import Options, StageLoss
+from suture.values import Options, Running, StageLoss
 
 SAME_F32 = 1e-4  # nats
 SAME_LOW = 2e-2  # nats: bf16 and f16 have other roundings once the update is part of the weight
@@ -79,7 +79,7 @@ def _merged(ready: Ready, adapter: Path) -> StageLoss:
     out = adapter.with_name(MERGED)
     folders.remove(out)
     options = Options(dtype="F32" if ready.config.merge_dtype == "f32" else None)
-    pipeline.merge(ready.checkpoint.folder, adapter, out, options=options, running=pipeline.Running(durable=False))
+    pipeline.merge(ready.checkpoint.folder, adapter, out, options=options, running=Running(durable=False))
     try:
         model = build.load_base(out, ready.config.model_copy(update={"quantize": None}), ready.device)
         return _measured("merged", model, model, ready.ruler)

@@ -23,6 +23,7 @@ from suture.values.plan import (
     Why,
 )
 from suture.values.repair import Repair
+from suture.values.running import Forecast, Running
 from suture.values.training import (
     Ancestor,
     Audit,
@@ -48,6 +49,7 @@ __all__ = [
     "Checkpoint",
     "Difference",
     "Finding",
+    "Forecast",
     "GroupRow",
     "Json",
     "Kind",
@@ -66,6 +68,7 @@ __all__ = [
     "Receipt",
     "Repair",
     "Resolved",
+    "Running",
     "Settled",
     "Severity",
     "Shard",

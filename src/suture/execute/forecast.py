@@ -1,0 +1,77 @@
+"""What a merge will need: memory from the plan alone, time from the plan and what a probe measured. Pure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from suture.errors import UsageError
+from suture.execute.kernel import working_dtype
+from suture.execute.local import count_workers
+from suture.execute.staging import CHUNK_BYTES
+from suture.factors import KEPT_BYTES
+from suture.formats.dtypes import DTYPES
+from suture.methods import METHODS
+from suture.values import Operation, Plan, Running
+
+# Measured: Python with numpy and Suture's modules; of each tensor its name, its places and its header's text.
+PROCESS_BYTES = 44 << 20
+TENSOR_BYTES = 6 << 10
+START_SECONDS = 0.3
+CHECKING = 1.15  # the sampled verification, as a share of the merge
+
+
+def memory(plan: Plan, workers: int) -> int:
+    """Bytes that a merge with so many workers holds at its peak: an upper estimate."""
+    sizes = [_of_worker(op) for op in plan.operations if op.terms]
+    worker = CHUNK_BYTES + max(sizes, default=0)
+    cut_finely = any(len(op.terms) > 1 for op in plan.operations)
+    return PROCESS_BYTES + len(plan.operations) * TENSOR_BYTES + workers * worker + cut_finely * KEPT_BYTES
+
+
+def _of_worker(op: Operation) -> int:
+    """Buffers of a block and factors of a tensor, in the type that is computed in."""
+    item = working_dtype(op).itemsize
+    rows = min(op.rows, 2 * op.block_rows)
+    stored = DTYPES[op.dtype].bits // 8 + DTYPES[op.source.tensor.dtype].bits // 8
+    block = rows * op.cols * (stored + 3 * item)  # as stored, widened, the product, the rounding's scratch
+    factors = max((sum(math.prod(view.size) for view in t.factors.values()) for t in op.terms), default=0)
+    prepared = any(METHODS[t.method].prepare is not None for t in op.terms)
+    return block + 2 * factors * item + prepared * op.cols * item
+
+
+def workers_within(plan: Plan, running: Running, n_pieces: int) -> int:
+    """As many workers as asked for, or fewer to stay within the memory that is allowed.
+
+    Raises:
+        UsageError: one is too many.
+    """
+    workers = count_workers(running.workers, n_pieces)
+    limit = running.max_memory
+    while limit is not None and workers > 1 and memory(plan, workers) > limit:
+        workers -= 1
+    if limit is not None and (least := memory(plan, workers)) > limit:
+        raise UsageError(
+            f"this merge needs about {least / 2**20:,.0f} MiB of memory with one worker",
+            where="--max-memory",
+            expected=f"at least that; {limit / 2**20:,.0f} MiB are allowed",
+            do="Allow more. Nothing was written.",
+        )
+    return workers
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Seconds that one worker takes for a byte."""
+
+    copied: float
+    computed: float
+    synced: float
+
+
+def seconds(plan: Plan, rates: Rates, workers: int) -> float:
+    """How long a merge takes at these rates."""
+    computed = sum(op.end - op.begin for op in plan.operations if not op.is_copy)
+    copied = plan.n_bytes_written - computed
+    work = (computed * rates.computed + copied * rates.copied) / workers
+    return START_SECONDS + max(work * CHECKING, plan.n_bytes_written * rates.synced)
