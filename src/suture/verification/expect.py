@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Inputs:
     base: Path
     adapter: Path
     factors: Mapping[str, TensorInfo]
+    kept: reading.Kept = field(default_factory=reading.Kept, compare=False)
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, adapter: Adapter) -> Inputs:
@@ -83,7 +84,6 @@ class _Loader:
 
     def __init__(self, operation: Operation, inputs: Inputs) -> None:
         self._operation, self._inputs = operation, inputs
-        self._stored: dict[str, Bytes] = {}  # the adapter's tensors: those of fused experts hold many terms' factors
         self._wide: dict[View, Floats] = {}
         self._prepared: dict[int, Loaded] = {}
 
@@ -131,9 +131,7 @@ class _Loader:
 
     def _read(self, view: View) -> Floats:
         tensor = self._inputs.factors[view.tensor]
-        if view.tensor not in self._stored:
-            self._stored[view.tensor] = reading.raw(self._inputs.adapter, tensor, 0, tensor.n_bytes)
-        return reading.cut(self._stored[view.tensor], tensor.dtype, view)
+        return reading.cut(self._inputs.kept.whole(self._inputs.adapter, tensor), tensor.dtype, view)
 
 
 def _cut(term: Term, rows: slice) -> Term:

@@ -10,6 +10,8 @@ import json
 import math
 import os
 import re
+import threading
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format
 PIECE_BYTES = 1 << 22
+KEPT_BYTES = 1 << 25
 BITS: Mapping[str, int] = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
     "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64,
@@ -183,6 +186,25 @@ def raw(folder: Path, tensor: TensorInfo, start: int, stop: int) -> Bytes:
             do="Get the file again.",
         )
     return data
+
+
+class Kept:
+    """Whole tensors that were read last, up to KEPT_BYTES: those of fused experts hold the factors of many tensors."""
+
+    def __init__(self) -> None:
+        self._tensors: OrderedDict[tuple[Path, str], Bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def whole(self, folder: Path, tensor: TensorInfo) -> Bytes:
+        """All bytes of a tensor. Raises InputError as `raw` does."""
+        key = folder / tensor.file, tensor.name
+        with self._lock:
+            if key not in self._tensors:
+                self._tensors[key] = raw(folder, tensor, 0, tensor.n_bytes)
+            self._tensors.move_to_end(key)
+            while len(self._tensors) > 1 and sum(x.nbytes for x in self._tensors.values()) > KEPT_BYTES:
+                self._tensors.popitem(last=False)
+            return self._tensors[key]
 
 
 def floats(data: Bytes, dtype: str) -> Floats:
