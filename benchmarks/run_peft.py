@@ -6,12 +6,11 @@ import sys
 
 
 def main() -> None:
-    import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     base, adapter, out = sys.argv[1:]
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
     merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     merged.save_pretrained(out)
 

@@ -17,7 +17,7 @@ from zoo import FAMILIES, load
 
 import suture
 from suture.errors import OutputError, OutputExists, UsageError
-from suture.verification import LogitsSettings
+from suture.verification.logits import LogitsSettings
 
 FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."

@@ -45,7 +45,7 @@ if TYPE_CHECKING:  # for type checkers; at run time __getattr__ imports a name w
     from suture.values import Receipt as Receipt
     from suture.values import Running as Running
     from suture.values import Verdict as Verdict
-    from suture.verification import LogitsSettings as LogitsSettings
+    from suture.verification.logits import LogitsSettings as LogitsSettings
 
 __version__ = "0.1.0"
 
@@ -54,7 +54,7 @@ _HOMES = {
     "Finding": "values",
     "Fixed": "repairing",
     "Ledger": "values",
-    "LogitsSettings": "verification",
+    "LogitsSettings": "verification.logits",
     "Options": "values",
     "Outcome": "values",
     "Plan": "values",

@@ -34,7 +34,7 @@ from suture.values import (
 )
 
 if TYPE_CHECKING:
-    from suture.verification import LogitsSettings
+    from suture.verification.logits import LogitsSettings
 
 Depth = Literal["headers", "values", "samples"]
 Progress = Callable[[str, int, int], None]  # stage, bytes done since the last call, bytes in all

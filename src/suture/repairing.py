@@ -20,7 +20,7 @@ from suture.separation import separated
 from suture.values import Adapter, Finding, LogitsReport, Operation, Options, Repair, TensorInfo
 
 if TYPE_CHECKING:
-    from suture.verification import LogitsSettings
+    from suture.verification.logits import LogitsSettings
 
 MAX_ROUNDS = 12  # of a repair, then a new look; more than there are rules with a fix
 

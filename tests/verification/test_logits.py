@@ -18,8 +18,7 @@ from zoo_adapters import make_adapter, peft_merge
 from suture.errors import InputError, MissingExtra, SutureError
 from suture.formats import read_adapter, read_checkpoint
 from suture.values import Adapter, Checkpoint, LogitsReport
-from suture.verification import LogitsSettings, logits
-from suture.verification.logits import logits_check
+from suture.verification.logits import LogitsSettings, logits, logits_check
 
 FEW = LogitsSettings(n_prompts=3)
 PREFIX = "base_model.model."

@@ -9,7 +9,8 @@ from zoo_adapters import make_adapter, peft_merge
 
 from suture import pipeline
 from suture.values import Options, Verdict
-from suture.verification import LogitsSettings, verify_folder
+from suture.verification import verify_folder
+from suture.verification.logits import LogitsSettings
 
 SETTINGS = LogitsSettings(n_prompts=2)
 

@@ -16,7 +16,7 @@ from suture.errors import UsageError
 if TYPE_CHECKING:
     from suture.pipeline import Reading
     from suture.values import Options
-    from suture.verification import LogitsSettings
+    from suture.verification.logits import LogitsSettings
 
 
 class Tied(StrEnum):
@@ -196,7 +196,7 @@ class Forward:
             if self.prompt or self.device:
                 raise UsageError("--prompt and --device say how to run --logits", do="Add --logits.")
             return None
-        from suture.verification import LogitsSettings
+        from suture.verification.logits import LogitsSettings
 
         if not self.prompt:
             return LogitsSettings(device=self.device)

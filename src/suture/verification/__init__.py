@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from suture.errors import MissingExtra, SutureError
 from suture.planning.codec import plan_id
 from suture.values import Adapter, Check, Checkpoint, Plan, Verdict
 from suture.verification import hashes, reading
 from suture.verification.compare import Manner, Progress
-from suture.verification.logits import LogitsSettings, logits, logits_check
 from suture.verification.replay import check_folder, replay, replay_adapter
 from suture.verification.rounding import FORMATS
 from suture.verification.structure import check_planned
 
-__all__ = ["LogitsSettings", "logits", "replay", "replay_adapter", "verify_folder"]
+if TYPE_CHECKING:
+    from suture.verification.logits import LogitsSettings
 
-_compare_logits = logits  # below, `logits` is the setting
+__all__ = ["replay", "replay_adapter", "verify_folder"]
 
 
 def verify_folder(  # noqa: PLR0913 - four inputs and three choices of how to look
@@ -52,15 +53,17 @@ def verify_folder(  # noqa: PLR0913 - four inputs and three choices of how to lo
     verdict = check_folder(plan, checkpoint, adapter, folder, Manner(full, strict=ours, progress=progress), before)
     if logits is None:
         return verdict
+    from suture.verification import logits as forward  # its modules are many
+
     try:
-        report = _compare_logits(checkpoint, adapter, folder, settings=logits)
+        report = forward.logits(checkpoint, adapter, folder, settings=logits)
     except MissingExtra:
         raise
     except SutureError as error:
         if verdict.ok:
             raise
         return _with_check(verdict, Check("logits", False, 0, f"not run: {error.found}"))
-    return _with_check(replace(verdict, logits=report), logits_check(report, _coarsest(plan, folder)))
+    return _with_check(replace(verdict, logits=report), forward.logits_check(report, _coarsest(plan, folder)))
 
 
 def _with_check(verdict: Verdict, check: Check) -> Verdict:

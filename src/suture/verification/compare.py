@@ -12,7 +12,7 @@ from typing import TypeAlias
 from threadpoolctl import threadpool_limits
 
 from suture.values import Check, Operation, Plan, TensorInfo, TensorVerdict
-from suture.verification import diagnose, judge
+from suture.verification import judge
 from suture.verification.expect import Inputs
 from suture.verification.judge import Subject, Tally
 from suture.verification.reading import FLOATS
@@ -83,6 +83,8 @@ def _judge(subject: Subject, manner: Manner, siblings: list[Operation]) -> _Outc
 
 
 def _copy_verdict(subject: Subject, tally: Tally, siblings: list[Operation]) -> TensorVerdict:
+    from suture.verification import diagnose  # only for what is wrong
+
     name, words, applied = subject.operation.tensor, "", None
     if subject.found.dtype in FLOATS:
         reason = diagnose.why(subject, siblings)
@@ -92,6 +94,8 @@ def _copy_verdict(subject: Subject, tally: Tally, siblings: list[Operation]) -> 
 
 
 def _value_verdict(subject: Subject, tally: Tally, siblings: list[Operation]) -> TensorVerdict:
+    from suture.verification import diagnose
+
     operation = subject.operation
     reason = diagnose.why(subject, siblings)
     status = "changed" if operation.is_copy else "unchanged" if tally.same else "wrong"
