@@ -5,7 +5,7 @@
 
 Memory that a virtual machine has given back to its host is slow to touch again. So before every timed run as much
 memory as the run needs is touched and freed, and the inputs are read once (warm) or dropped from the page cache (cold;
-needs root). Outputs are removed and the disk is idle before each run. All times are of whole processes, start-up included.
+needs root). Outputs are removed and the disk is idle before each run. Times are of whole processes, start-up included.
 """
 
 from __future__ import annotations
