@@ -5,9 +5,11 @@ It shares no code with the reader that the merge uses, so that one mistake canno
 
 from __future__ import annotations
 
+import errno
 import filecmp
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -33,6 +35,10 @@ BITS: Mapping[str, int] = {
     "C64": 64, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
 }  # fmt: skip
 FLOATS = ("F64", "F32", "F16", "BF16")
+# What says nothing about a file, but that this machine cannot read it now.
+FAILURES = frozenset(
+    {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +88,10 @@ def read_json(path: Path) -> Json | None:
     """A JSON object, or None when the file is absent, malformed, or something else."""
     try:
         data = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+    except OSError as error:
+        require_sound(path, error)
+        return None
+    except (ValueError, RecursionError):
         return None
     return data if isinstance(data, dict) else None
 
@@ -115,6 +124,7 @@ def _read_header(folder: Path, name: str, problems: list[str]) -> list[TensorInf
             entries = json.loads(file.read(length), object_pairs_hook=_unique)
         return _tensors(name, entries, begin=8 + length, size=size)
     except (OSError, ValueError, RecursionError) as error:
+        require_sound(folder / name, error)
         problems.append(f"{name}: {error}")
         return []
 
@@ -161,13 +171,19 @@ def raw(folder: Path, tensor: TensorInfo, start: int, stop: int) -> Bytes:
         InputError: the file is gone or too short.
     """
     path = folder / tensor.file
+    data = np.empty(stop - start, np.uint8)
+    view, n_read = data.data, 0
     try:
-        data = np.fromfile(path, np.uint8, stop - start, offset=tensor.begin + start)
+        with path.open("rb", buffering=0) as file:  # unlike numpy.fromfile, it tells a failing disk from a short file
+            while n_read < len(data) and (
+                n := os.preadv(file.fileno(), [view[n_read:]], tensor.begin + start + n_read)
+            ):
+                n_read += n
     except OSError as error:
         raise InputError(f"{tensor.name} cannot be read: {error.strerror}", where=str(path)) from error
-    if len(data) != stop - start:
+    if n_read != stop - start:
         raise InputError(
-            f"{tensor.name} is cut short at byte {tensor.begin + start + len(data)}",
+            f"{tensor.name} is cut short at byte {tensor.begin + start + n_read}",
             where=str(path),
             expected=f"a file of at least {tensor.end} bytes, as its header says",
             do="Get the file again.",
@@ -220,7 +236,8 @@ def beginning(path: Path, n_bytes: int | None) -> bytes | None:
     try:
         with path.open("rb") as file:
             return file.read() if n_bytes is None else file.read(n_bytes)
-    except OSError:
+    except OSError as error:
+        require_sound(path, error)
         return None
 
 
@@ -228,5 +245,16 @@ def same_file(one: Path, other: Path) -> bool:
     """True when both files exist and have the same bytes."""
     try:
         return filecmp.cmp(one, other, shallow=False)
-    except OSError:
+    except OSError as error:
+        require_sound(one, error)
         return False
+
+
+def require_sound(path: Path, error: Exception) -> None:
+    """Refuse to judge a file by the failure of the machine that reads it.
+
+    Raises:
+        InputError: it is one.
+    """
+    if isinstance(error, OSError) and error.errno in FAILURES:
+        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from error
