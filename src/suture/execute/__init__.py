@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 import threadpoolctl
 
-from suture.errors import InputError, Interrupted
+from suture.execute.claim import check_output, claiming, giving_up, hand_over
 from suture.execute.inputs import Inputs, check_inputs, require_unchanged, state
 from suture.execute.journal import Head, boot_id
 from suture.execute.kernel import check_computable
@@ -18,14 +18,14 @@ from suture.execute.pieces import Piece, division, header_bytes, split
 from suture.execute.prefix import PrefixHash
 from suture.execute.publish import abandon, publish
 from suture.execute.receipt import RECEIPT, kernel_name, make_receipt, receipt_bytes
-from suture.execute.staging import Claim, Stage, check_output, claim, discard, hand_over, release
-from suture.execute.stop import stop_signals
+from suture.execute.staging import Stage
+from suture.execute.stop import Stop, stop_signals
 from suture.factors import FactorReader
 from suture.formats import TensorReader
 from suture.planning.codec import plan_id
 from suture.values import Plan, Staged
 
-__all__ = ["Inputs", "Progress", "abandon", "check_output", "publish", "run"]
+__all__ = ["Inputs", "Progress", "Stop", "abandon", "check_output", "giving_up", "publish", "run", "stop_signals"]
 
 
 def run(
@@ -40,7 +40,7 @@ def run(
     """Write all that the plan says into a hidden folder beside `out`. Then `publish` it, or `abandon` it.
 
     A run that was killed is continued by the next run of the same plan. A failure leaves nothing behind, except that
-    what is done stays, to be continued, when the system could not read an input.
+    what is done stays, to be continued, when the system could not read an input or the disk filled up.
 
     Args:
         workers: threads; as many as there are cores by default. The bytes do not depend on it.
@@ -55,11 +55,12 @@ def run(
     pieces = split(plan)
     check_inputs(plan, inputs)
     check_computable(plan, inputs)
-    with stop_signals() as stop, _claimed(plan, out) as claimed:
+    with stop_signals() as stop, claiming(out, plan_id(plan)) as claimed:
         stage = Stage(claimed, plan, stop, durable=durable)
         with closing(stage), threadpoolctl.threadpool_limits(1, "blas"):
             kernel, before = kernel_name(), state(plan, inputs)
-            stage.open(Head(plan_id(plan), before, kernel, division(pieces), boot_id()), len(pieces))
+            head = Head(plan_id(plan), state(plan, inputs, strict=True), kernel, division(pieces), boot_id())
+            stage.open(head, pieces)
             sha256 = _side_files(plan, inputs, stage)
             sha256 |= _weights(plan, inputs, stage, pieces, workers, progress)
             require_unchanged(plan, inputs, before)
@@ -68,27 +69,6 @@ def run(
             stage.wait_for_disk()
             stage.check()
         return hand_over(claimed, receipt)
-
-
-@contextmanager
-def _claimed(plan: Plan, out: Path) -> Iterator[Claim]:
-    """The claim on `out`, given up when the block fails: with all that is staged, or without if it can be continued."""
-    claimed = claim(out, plan_id(plan))
-    try:
-        yield claimed
-    except InputError as error:
-        if isinstance(error.__cause__, OSError):
-            release(claimed)
-            error.do = f"{error.do} Nothing was written to {out}; what is done is kept: run again to go on.".lstrip()
-        else:
-            discard(claimed)
-        raise
-    except KeyboardInterrupt as error:
-        discard(claimed)
-        raise Interrupted("stopped", where=str(out), do="Nothing was written.") from error
-    except BaseException:
-        discard(claimed)
-        raise
 
 
 def _side_files(plan: Plan, inputs: Inputs, stage: Stage) -> dict[str, str]:

@@ -99,7 +99,7 @@ class Worker:
     def _settle(self, file: str) -> None:
         self.at = file
         if self._hashes[file].advance(self._chunk):
-            self._stage.sync(file)
+            self._stage.sync(file, self._hashes[file].hexdigest())
 
 
 def count_workers(wanted: int | None, n_pieces: int) -> int:
