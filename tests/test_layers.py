@@ -75,12 +75,8 @@ OPEN_NOTHING = ("methods", "targets", "rewriting", "resolve", "planning", "rules
 USE_TRANSFORMERS = {"arch/meta.py", "arch/reads.py", "verification/witness.py"}  # and all of training
 USE_PEFT = {"verification/witness.py"}  # and all of training
 WRITE = {
-    "execute/staging.py",
-    "execute/probe.py",
-    "formats/pickles.py",
-    "arch/cache.py",
-    "training/folder.py",
-    "training/trainer.py",
+    *["execute/claim.py", "execute/probe.py", "execute/staging.py", "formats/pickles.py", "arch/cache.py"],
+    *["training/folder.py", "training/trainer.py"],
 }
 A_RUN = "training"  # imported only when a run begins, which needs every library; its __init__ stays light
 

@@ -34,6 +34,7 @@ from suture.values import (
 )
 
 if TYPE_CHECKING:
+    from suture.execute import Stop
     from suture.verification.logits import LogitsSettings
 
 Depth = Literal["headers", "values", "samples"]
@@ -195,26 +196,25 @@ def merge(  # noqa: PLR0913 - keywords of the public interface
     if running.announce is not None:
         running.announce(todo)
     inputs = execute.Inputs(case.checkpoint, case.adapter)
-    staged = execute.run(
-        todo,
-        inputs,
-        Path(out),
-        running,
-        _stage(progress, "merge", todo.n_bytes_written),
-    )
-    try:
-        verdict = replay(
+    with execute.stop_signals() as stop:
+        staged = execute.run(
             todo,
-            case.checkpoint,
-            case.adapter,
-            staged.folder,
-            full=running.full_verify,
-            progress=_stage(progress, "verify", todo.n_bytes_written),
+            inputs,
+            Path(out),
+            running,
+            _stage(progress, "merge", todo.n_bytes_written),
         )
-    except BaseException:
-        execute.abandon(staged)
-        raise
-    execute.publish(staged, verdict)
+        with execute.giving_up(staged):
+            verdict = replay(
+                todo,
+                case.checkpoint,
+                case.adapter,
+                staged.folder,
+                full=running.full_verify,
+                progress=_until(stop, Path(out), _stage(progress, "verify", todo.n_bytes_written)),
+            )
+            stop.check(Path(out))
+        execute.publish(staged, verdict)
     return staged.receipt
 
 
@@ -270,6 +270,17 @@ def _stage(progress: Progress | None, stage: str, total: int) -> Callable[[int],
     if progress is None:
         return None
     return lambda n_bytes: progress(stage, n_bytes, total)
+
+
+def _until(stop: Stop, out: Path, progress: Callable[[int], None] | None) -> Callable[[int], None]:
+    """The same progress, which raises Interrupted when the merge is to end."""
+
+    def advance(n_bytes: int) -> None:
+        stop.check(out)
+        if progress is not None:
+            progress(n_bytes)
+
+    return advance
 
 
 def _frozen_pairs(resolved: Resolved, arch: Arch) -> Mapping[str, str]:

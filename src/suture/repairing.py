@@ -215,13 +215,10 @@ def _written(mended: _Mended, before: tuple[Finding, ...], out: Path, logits: Lo
     notes = tuple(f"{r.code}: {words}" for r in mended.repairs for words in r.words)
     plan = plan_adapter(case.adapter, mended.made, identity, case.options, notes)
     staged = execute.run(plan, execute.Inputs(case.checkpoint, source), out)
-    try:
+    with execute.giving_up(staged):
         verdict = replay_adapter(plan, case.checkpoint, source, staged.folder)
         _require_whole(_deep(_again(case, read_adapter(staged.folder))))
         report = _proven(case, staged.folder, logits)
-    except BaseException:
-        execute.abandon(staged)
-        raise
     execute.publish(staged, verdict)
     after = diagnose(make_case(case.checkpoint, read_adapter(out), case.arch, case.options, "values"))
     left = other_weights(source.folder, {source.file})

@@ -5,8 +5,8 @@
 The base and the adapter are in FOLDER/in, the output is FOLDER/made/out. Faults, at the N-th call:
 
     none         no fault
-    kill-pwrite  kill -9 after a write to a weight file     full-pwrite  the disk is full
-    kill-write   kill -9 after a line of the journal        bad-preadv   the disk cannot read
+    kill-pwrite  kill -9 after a write to a weight file     bad-preadv   the disk cannot read
+    kill-note    kill -9 after a line of the journal
     kill-fsync   kill -9 before an fsync
     kill-rename  kill -9 before the rename                  slow         every write takes a while; says so at the first
     nobody       run as a user that owns nothing
@@ -72,14 +72,14 @@ def slow() -> None:
 
 def install(fault: str, n: int) -> None:
     match fault:
-        case "kill-pwrite" | "kill-write":
-            at_call(n, fault.removeprefix("kill-"), kill, before=False)
+        case "kill-pwrite":
+            at_call(n, "pwrite", kill, before=False)
+        case "kill-note":
+            at_call(n, "write", kill, before=False)
         case "kill-fsync":
             at_call(n, "fsync", kill, before=True)
         case "kill-rename":
             Path.rename = lambda self, target: kill()
-        case "full-pwrite":
-            at_call(n, "pwrite", lambda: fail(errno.ENOSPC), before=True)
         case "bad-preadv":
             at_call(n, "preadv", lambda: fail(errno.EIO), before=True, below="/in/base/model")
         case "slow":

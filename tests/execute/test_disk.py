@@ -9,10 +9,11 @@ import pytest
 from suture.errors import DiskFull, OutputError
 from suture.execute.disk import allow_open_files, sync_path, writing
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @pytest.mark.parametrize(
-    ("number", "error"),
-    [(errno.ENOSPC, DiskFull), (errno.EDQUOT, DiskFull), (errno.EACCES, OutputError), (errno.EROFS, OutputError)],
+    ("number", "error"), [*((n, DiskFull) for n in FULL), (errno.EACCES, OutputError), (errno.EROFS, OutputError)]
 )
 def test_refusals_are_named(tmp_path, number, error):
     with pytest.raises(error) as raised, writing(tmp_path):

@@ -18,7 +18,7 @@ from execute.made_plans import contents, make_pair, make_plan
 import suture
 from suture import execute
 from suture.errors import DiskFull, InputError, OutputError, OutputExists, OutputLocked
-from suture.execute import staging
+from suture.execute import claim, staging
 from suture.planning.codec import plan_id
 from suture.values import Running, SideFile, Verdict
 
@@ -137,6 +137,59 @@ def test_a_file_system_without_locks_is_warned_of(pair, plan, out, monkeypatch, 
     assert "no locks" in caplog.text
 
 
+def test_a_release_while_another_one_comes_in_is_no_error(pair, plan, out, monkeypatch):
+    """Between the removal of the lock and that of its folder."""
+    rmdir = Path.rmdir
+
+    def late(self):
+        (self / "lock").touch()
+        rmdir(self)
+
+    monkeypatch.setattr(Path, "rmdir", late)
+    execute.publish(execute.run(plan, pair.inputs, out), GOOD)
+    assert left(out) == [".out.suture", "out"]
+    monkeypatch.undo()
+    with pytest.raises(OutputExists):
+        execute.check_output(out)
+    assert left(out) == ["out"]
+
+
+def test_the_hidden_folder_of_a_published_output_is_left_to_its_owner(pair, plan, out):
+    """Tidying up takes only what nobody holds, and nothing that is staged."""
+    execute.publish(execute.run(plan, pair.inputs, out), GOOD)
+    shop = out.parent / ".out.suture"
+    shop.mkdir()
+    lock = os.open(shop / "lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with pytest.raises(OutputExists):
+        execute.check_output(out)
+    assert shop.exists()
+    os.close(lock)
+    (shop / "staged").mkdir()
+    with pytest.raises(OutputExists):
+        execute.check_output(out)
+    assert shop.exists()
+
+
+def test_a_hidden_folder_that_is_a_link_to_nothing_is_told(pair, plan, out):
+    (out.parent / ".out.suture").symlink_to("nowhere")
+    with pytest.raises(OutputError, match="No such file"):
+        execute.run(plan, pair.inputs, out)
+
+
+def test_new_parents_are_made_durable(pair, plan, out, monkeypatch):
+    synced = set()
+    monkeypatch.setattr(claim, "sync_path", synced.add)
+    execute.publish(execute.run(plan, pair.inputs, out / "a" / "b"), GOOD)
+    assert synced == {out.parent, out}
+
+
+def test_a_journal_that_takes_half_a_line_is_a_full_disk(pair, plan, out, monkeypatch):
+    monkeypatch.setattr(os, "write", lambda fd, data: len(data) - 1)
+    with pytest.raises(DiskFull):
+        execute.run(plan, pair.inputs, out)
+
+
 def test_what_another_plan_left_is_replaced_and_said(pair, plan, out, caplog):
     shop = out.parent / ".out.suture"
     (shop / "0123456789abcdef").mkdir(parents=True)
@@ -156,16 +209,42 @@ def test_too_little_space_is_found_before_anything_is_written(pair, plan, out, m
     assert left(out) == []
 
 
-@pytest.mark.parametrize("call", ["posix_fallocate", "pwrite", "fsync", "ftruncate"])
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_disk_that_fills_up_leaves_nothing(pair, plan, out, monkeypatch, call, number):
-    def full(*args):
+def full(number):
+    def refuse(*args):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(os, call, full)
-    with pytest.raises(DiskFull, match="GB are free"):
+    return refuse
+
+
+@pytest.mark.parametrize("call", ["posix_fallocate", "ftruncate", "pwrite"])
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(errno.ENOSPC, "disk is full"), (errno.EDQUOT, "quota"), (errno.EFBIG, "larger than the system")],
+)
+def test_a_disk_that_is_full_from_the_start_leaves_nothing(pair, plan, out, monkeypatch, call, number, words):
+    monkeypatch.setattr(os, call, full(number))
+    with pytest.raises(DiskFull, match=f"{words}.*: .* GB are free") as error:
         execute.run(plan, pair.inputs, out)
+    assert "Nothing was written" in error.value.do
     assert left(out) == []
+
+
+def test_a_disk_that_fills_up_at_the_end_keeps_what_is_done(pair, plan, out, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(staging, "sync_path", full(errno.ENOSPC))
+        with pytest.raises(DiskFull, match="GB are free") as error:
+            execute.run(plan, pair.inputs, out)
+    assert f"run again to go on, or remove {out.parent / '.out.suture'}" in error.value.do
+    assert left(out) == [".out.suture"]
+    execute.publish(execute.run(plan, pair.inputs, out), GOOD)
+    assert left(out) == ["out"]
+
+
+def test_space_that_an_interrupted_run_has_reserved_is_counted(pair, plan, out, monkeypatch):
+    execute.run(plan, pair.inputs, out)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    execute.publish(execute.run(plan, pair.inputs, out), GOOD)
+    assert left(out) == ["out"]
 
 
 def test_a_file_system_that_cannot_reserve_space_is_fine(pair, plan, out, monkeypatch):
@@ -221,14 +300,14 @@ def test_a_disk_that_does_not_take_the_weights_is_told(pair, plan, out):
 
 
 def test_an_output_that_appears_while_the_lock_is_taken_is_refused(pair, plan, out, monkeypatch):
-    locked = staging._locked
+    locked = claim._locked
 
     def late(*args):
         out.mkdir()
         (out / "theirs").write_text("theirs")
         return locked(*args)
 
-    monkeypatch.setattr(staging, "_locked", late)
+    monkeypatch.setattr(claim, "_locked", late)
     with pytest.raises(OutputExists):
         execute.run(plan, pair.inputs, out)
     assert left(out) == ["out"]
@@ -296,11 +375,11 @@ def test_a_side_file_that_leads_out_of_the_base_is_refused(pair, plan, out, tmp_
 
 
 def test_only_staging_opens_files_for_writing():
-    """Whoever writes a model's bytes does it where locks, space and renames are taken care of."""
+    """Whoever writes a model's bytes does it where space and renames are taken care of. The claim opens its lock."""
     writes = re.compile(
         r"open\([^)]*[\"'](w|a|x|r\+|rb\+)|write_(text|bytes)\(|O_(WRONLY|RDWR|CREAT)|os\.(truncate|ftruncate|pwrite)\("
         r"|shutil\.(copy|move)|save_file\("
     )
     folder = Path(suture.__path__[0]) / "execute"
     found = {path.name for path in folder.rglob("*.py") if writes.search(path.read_text())}
-    assert found == {Path(staging.__file__).name, "probe.py"}  # the latter into a file without a name
+    assert found == {Path(staging.__file__).name, Path(claim.__file__).name, "probe.py"}  # that one without a name

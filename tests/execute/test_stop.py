@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from suture.errors import Interrupted
 from suture.execute.stop import stop_signals
 
 
@@ -18,6 +19,30 @@ def test_a_signal_raises_the_flag_and_nothing_else(number):
         os.kill(os.getpid(), number)
         assert stop.requested
     assert signal.getsignal(number) is before
+
+
+def test_a_handler_that_ends_the_command_is_replaced():
+    """As the command line sets it for SIGTERM."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with stop_signals() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.requested
+        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_inside_of_another_block_it_is_the_same_flag(tmp_path):
+    with stop_signals() as outer:
+        with stop_signals() as inner:
+            assert inner is outer
+            os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # the outer block still listens
+        with pytest.raises(Interrupted, match="stopped"):
+            outer.check(tmp_path)
+    with stop_signals() as later:
+        assert not later.requested
 
 
 def test_a_programs_own_handler_is_left_alone():

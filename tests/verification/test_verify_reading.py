@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import filecmp
+import io
 import json
 
 import numpy as np
@@ -11,7 +14,7 @@ from verification.made import make, shard, write_tensors
 from suture.errors import InputError, SutureError
 from suture.formats.dtypes import from_float
 from suture.values import TensorInfo, View
-from suture.verification import reading
+from suture.verification import hashes, reading
 
 
 def with_header(path, header: bytes, data: bytes = b""):
@@ -105,3 +108,27 @@ def test_a_file_that_is_too_short_or_gone(tmp_path):
     path.unlink()
     with pytest.raises(InputError, match="cannot be read"):
         reading.raw(made.folder, info, 0, info.n_bytes)
+
+
+FAILING = {
+    "raw": lambda path: reading.raw(path.parent, TensorInfo("w", "U8", (4,), path.name, 0, 4), 0, 4),
+    "beginning": lambda path: reading.beginning(path, 4),
+    "same_file": lambda path: reading.same_file(path, path),
+    "read_json": reading.read_json,
+    "sha256": hashes.sha256,
+}
+
+
+@pytest.mark.parametrize("look", FAILING)
+def test_a_disk_that_fails_is_no_verdict_on_the_file(tmp_path, monkeypatch, look):
+    path = tmp_path / "file"
+    path.write_bytes(b"{}  ")
+
+    def broken(*args, **settings):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(io, "open", broken)
+    monkeypatch.setattr(filecmp, "cmp", broken)
+    with pytest.raises(InputError, match="cannot be read: Input/output error") as error:
+        FAILING[look](path)
+    assert isinstance(error.value.__cause__, OSError)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import threadpoolctl
 
-from suture.errors import InputError, Interrupted
 from suture.execute import fused
+from suture.execute.claim import check_output, claiming, giving_up, hand_over
 from suture.execute.device import Device
 from suture.execute.disk import writing
 from suture.execute.forecast import memory, seconds, workers_within
@@ -24,14 +24,25 @@ from suture.execute.prefix import Hash, NoHash, PrefixHash
 from suture.execute.probe import probe
 from suture.execute.publish import abandon, publish
 from suture.execute.receipt import RECEIPT, kernel_name, make_receipt, receipt_bytes
-from suture.execute.staging import Claim, Stage, check_output, claim, discard, hand_over, release
-from suture.execute.stop import stop_signals
+from suture.execute.staging import Stage
+from suture.execute.stop import Stop, stop_signals
 from suture.factors import FactorReader
 from suture.formats import TensorReader
 from suture.planning.codec import plan_id
 from suture.values import Forecast, Plan, Running, Staged
 
-__all__ = ["Inputs", "Progress", "abandon", "check_output", "forecast", "publish", "run"]
+__all__ = [
+    "Inputs",
+    "Progress",
+    "Stop",
+    "abandon",
+    "check_output",
+    "forecast",
+    "giving_up",
+    "publish",
+    "run",
+    "stop_signals",
+]
 
 
 def run(
@@ -40,7 +51,7 @@ def run(
     """Write all that the plan says into a hidden folder beside `out`. Then `publish` it, or `abandon` it.
 
     A run that was killed is continued by the next run of the same plan. A failure leaves nothing behind, except that
-    what is done stays, to be continued, when the system could not read an input.
+    what is done stays, to be continued, when the system could not read an input or the disk filled up.
 
     Args:
         running: workers, durability, hashes … The bytes do not depend on it, but for a device.
@@ -57,11 +68,12 @@ def run(
     check_inputs(plan, inputs)
     check_computable(plan, inputs)
     formulas = Device(running.device) if running.device else fused.load()
-    with stop_signals() as stop, _claimed(plan, out) as claimed:
+    with stop_signals() as stop, claiming(out, plan_id(plan)) as claimed:
         stage = Stage(claimed, plan, stop, durable=running.durable)
         with closing(stage), threadpoolctl.threadpool_limits(1, "blas"):
             kernel, before = kernel_name(formulas), state(plan, inputs)
-            stage.open(Head(plan_id(plan), before, kernel, division(pieces), boot_id()), len(pieces))
+            head = Head(plan_id(plan), state(plan, inputs, strict=True), kernel, division(pieces), boot_id())
+            stage.open(head, pieces)
             sha256 = _side_files(plan, inputs, stage)
             hashes = _hashes(plan, stage, pieces, wanted=running.hashes)
             _weights(plan, inputs, stage, pieces, _Team(workers, formulas, hashes), progress)
@@ -111,27 +123,6 @@ def _small_bytes(plan: Plan, inputs: Inputs) -> int:
     texts = sum(len(text.encode()) for text in plan.texts.values())
     sides = sum((inputs.folder(side.origin) / side.name).stat().st_size for side in plan.side_files)
     return texts + sides + 128 * (len(plan.files) + len(plan.side_files) + len(plan.texts) + 20)
-
-
-@contextmanager
-def _claimed(plan: Plan, out: Path) -> Iterator[Claim]:
-    """The claim on `out`, given up when the block fails: with all that is staged, or without if it can be continued."""
-    claimed = claim(out, plan_id(plan))
-    try:
-        yield claimed
-    except InputError as error:
-        if isinstance(error.__cause__, OSError):
-            release(claimed)
-            error.do = f"{error.do} Nothing was written to {out}; what is done is kept: run again to go on.".lstrip()
-        else:
-            discard(claimed)
-        raise
-    except KeyboardInterrupt as error:
-        discard(claimed)
-        raise Interrupted("stopped", where=str(out), do="Nothing was written.") from error
-    except BaseException:
-        discard(claimed)
-        raise
 
 
 def _side_files(plan: Plan, inputs: Inputs, stage: Stage) -> dict[str, str]:

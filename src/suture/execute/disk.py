@@ -12,7 +12,11 @@ from pathlib import Path
 from suture.errors import DiskFull, OutputError
 
 NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.ENOLCK)
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+NO_SPACE = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "a file would be larger than the system allows (ulimit -f, or the file system's own limit)",
+}
 
 
 def allow_open_files(n: int) -> None:
@@ -40,8 +44,10 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_SPACE:
-            raise DiskFull("the disk is full", where=str(path)) from error
+        if error.errno in NO_SPACE:
+            first = "Raise the limit" if error.errno == errno.EFBIG else "Free space"
+            do = f"{first}, or write to another disk. Nothing was written."
+            raise DiskFull(NO_SPACE[error.errno], where=str(path), do=do) from error
         raise OutputError(
             f"cannot be written: {error.strerror or error}",
             where=str(path),

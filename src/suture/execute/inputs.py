@@ -48,8 +48,13 @@ def check_inputs(plan: Plan, inputs: Inputs) -> None:
             _changed(str(path), "the file is gone")
 
 
-def state(plan: Plan, inputs: Inputs) -> str:
-    """A digest of size, time of change and inode of each file that is read: equal only if none was touched."""
+def state(plan: Plan, inputs: Inputs, *, strict: bool = False) -> str:
+    """A digest of size, date and inode of each file that is read: equal only if none was touched.
+
+    Args:
+        strict: also of when the inode changed, so that a date that was set back hides nothing. Links that others make
+            to the file change that as well, so it can tell what is to be done anew, but not what is wrong.
+    """
     paths = [path for path, _ in _sizes(inputs)]
     paths += [inputs.folder(side.origin) / side.name for side in plan.side_files]
     total = hashlib.sha256()
@@ -58,7 +63,8 @@ def state(plan: Plan, inputs: Inputs) -> str:
             stat = path.stat()
         except OSError:
             _changed(str(path), "the file is gone")
-        total.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ino}\n".encode())
+        changed = stat.st_ctime_ns if strict else 0
+        total.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ino}\0{changed}\n".encode())
     return total.hexdigest()
 
 

@@ -89,7 +89,7 @@ class Worker:
     def _settle(self, file: str) -> None:
         self.at = file
         if self._hashes[file].advance(self._chunk):
-            self._stage.sync(file)
+            self._stage.sync(file, self._hashes[file].hexdigest())
 
 
 def stored(step: Span | Rows, kernel: Kernel, buffer: memoryview) -> Iterator[tuple[int, memoryview]]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from suture.errors import NotVerified, OutputError
+from suture.execute.claim import check_output, discard, reclaim, release, remove, require_lock
 from suture.execute.disk import sync_path, writing
 from suture.execute.receipt import RECEIPT, receipt_bytes
-from suture.execute.staging import check_output, discard, reclaim, release
 from suture.values import Staged, Verdict
 
 
@@ -24,13 +24,14 @@ def publish(staged: Staged, verdict: Verdict) -> Path:
         OutputExists, OutputLocked, OutputError: the output cannot appear; what was staged stays.
     """
     claimed = reclaim(staged)
-    if not verdict.ok:
-        discard(claimed)
-        raise _not_verified(staged, verdict)
     try:
+        require_lock(claimed)
+        if not verdict.ok:
+            remove(claimed)
+            raise _not_verified(staged, verdict)
         check_output(staged.out)
+        _require_receipt(staged)
         with writing(staged.out):
-            _require_receipt(staged)
             staged.folder.rename(staged.out)
             claimed.journal.unlink(missing_ok=True)
             sync_path(staged.out.parent)
@@ -42,7 +43,12 @@ def publish(staged: Staged, verdict: Verdict) -> Path:
 def _require_receipt(staged: Staged) -> None:
     """Another process may have replaced what was staged, if nobody held the lock in the meantime."""
     path = staged.folder / RECEIPT
-    if not path.exists() or path.read_bytes() != receipt_bytes(staged.receipt):
+    try:
+        found = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        do = "Write to another disk. Nothing was written."
+        raise OutputError(f"cannot be read back: {error.strerror}", where=str(path), do=do) from error
+    if found != receipt_bytes(staged.receipt):
         raise OutputError(
             "what was staged is gone, or is another merge's", where=str(staged.folder), do="Run the merge again."
         )

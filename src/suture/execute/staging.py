@@ -1,184 +1,30 @@
-"""The unfinished output: a hidden folder beside `out` that becomes it by one rename. Only this file opens files for
-writing.
-
-    .OUT.suture/lock         held from the first byte to the rename
-    .OUT.suture/journal      which pieces are written
-    .OUT.suture/<plan id>/   the output to be
-"""
+"""The unfinished output: a hidden folder beside `out` that becomes it by one rename. Only this file writes into it."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
-from suture.errors import (
-    DiskFull,
-    Interrupted,
-    OutputError,
-    OutputExists,
-    OutputLocked,
-)
+from suture.errors import DiskFull, InputError, OutputError
+from suture.execute.claim import Claim, new_journal
 from suture.execute.disk import NOT_SUPPORTED, allow_open_files, sync_path, writing
-from suture.execute.journal import Head, finished, head_line, piece_line
-from suture.execute.pieces import header_bytes
+from suture.execute.journal import Head, Past, journal_text, piece_line, read_journal, sum_line
+from suture.execute.pieces import Piece, header_bytes
 from suture.execute.stop import Stop
 from suture.formats.files import inside, open_regular, read_exact
-from suture.values import OutputFile, Plan, Receipt, Staged
+from suture.values import OutputFile, Plan
 
 CHUNK_BYTES = 1 << 20
 _OTHER_DISK = "Write to another disk. Nothing was written."
 
 log = logging.getLogger(__name__)
-
-# Locks of outputs that are complete but not published yet, by hidden folder: they bridge `run` and `publish`.
-_handed_over: dict[Path, int] = {}
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """The right to build one output, and its places on disk."""
-
-    out: Path
-    folder: Path  # becomes `out`
-    lock: int  # descriptor
-
-    @property
-    def shop(self) -> Path:
-        """The hidden folder that holds all that is unfinished."""
-        return self.folder.parent
-
-    @property
-    def journal(self) -> Path:
-        """The journal's file."""
-        return self.shop / "journal"
-
-
-def check_output(out: Path) -> None:
-    """Refuse an output that could not appear in the end. Changes nothing.
-
-    Raises:
-        OutputExists: it has files, or is one.
-        OutputError: it is a mount point, or its parent cannot be written to.
-    """
-    out = out.resolve()
-    with writing(out.parent):
-        if out.is_dir() and not any(out.iterdir()):
-            if out.is_mount():
-                raise OutputError(
-                    "it is a mount point, which no folder can be renamed to",
-                    where=str(out),
-                    do=f"Write to a folder below it: {out / 'merged'}",
-                )
-        elif out.exists():
-            found = "the output folder has files" if out.is_dir() else "a file of that name exists"
-            raise OutputExists(
-                found,
-                where=str(out),
-                expected="no folder, or an empty one",
-                do="Choose another, or remove it. Untouched.",
-            )
-        parent = next(p for p in out.parents if p.exists())
-        if not parent.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, f"{parent} is not a folder")
-        if not os.access(parent, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-
-
-def claim(out: Path, plan_id: str) -> Claim:
-    """Lock an output and make its staging folder's parent; what is left of another plan is removed.
-
-    Raises:
-        OutputExists, OutputLocked, OutputError
-    """
-    check_output(out)
-    out = out.resolve()
-    folder = out.parent / f".{out.name}.suture" / plan_id[:16]
-    with writing(out.parent):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        claimed = Claim(out, folder, _locked(out, folder))
-        try:
-            check_output(out)  # again: the former holder of the lock may just have published
-            _remove_others(claimed)
-        except BaseException:
-            release(claimed)
-            raise
-    return claimed
-
-
-def release(claimed: Claim) -> None:
-    """Give the lock up. What is staged stays; an empty hidden folder goes."""
-    lock = claimed.shop / "lock"
-    if not any(p != lock for p in claimed.shop.iterdir()):
-        lock.unlink()
-        claimed.shop.rmdir()
-    os.close(claimed.lock)
-
-
-def discard(claimed: Claim) -> None:
-    """Remove all that is staged, and give the lock up."""
-    shutil.rmtree(claimed.folder, ignore_errors=True)
-    claimed.journal.unlink(missing_ok=True)
-    release(claimed)
-
-
-def hand_over(claimed: Claim, receipt: Receipt) -> Staged:
-    """The complete output, its lock kept until `publish` or `abandon`."""
-    _handed_over[claimed.shop] = claimed.lock
-    return Staged(claimed.folder, claimed.out, receipt)
-
-
-def reclaim(staged: Staged) -> Claim:
-    """The claim of a staged output: handed over by this process, or taken anew."""
-    lock = _handed_over.pop(staged.folder.parent, None)
-    if lock is None:
-        with writing(staged.out.parent):
-            lock = _locked(staged.out, staged.folder)
-    return Claim(staged.out, staged.folder, lock)
-
-
-def _locked(out: Path, folder: Path) -> int:
-    """Descriptor of the lock file, locked. The loop is for a holder that removes it between our open and lock."""
-    path = folder.parent / "lock"
-    left = _handed_over.pop(folder.parent, None)
-    if left is not None:
-        os.close(left)
-    while True:
-        folder.parent.mkdir(exist_ok=True)
-        try:
-            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except FileNotFoundError:
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(lock)
-            raise OutputLocked(
-                "another process is writing this output", where=str(out), do="Wait for it, or stop it."
-            ) from error
-        except OSError as error:
-            if error.errno not in NOT_SUPPORTED:
-                raise
-            log.warning("%s: this file system has no locks; do not start a second merge into it", out.parent)
-        if path.exists() and path.stat().st_ino == os.fstat(lock).st_ino:
-            return lock
-        os.close(lock)
-
-
-def _remove_others(claimed: Claim) -> None:
-    for path in sorted(claimed.shop.iterdir()):
-        if path.is_dir() and path != claimed.folder:
-            log.warning("%s: what an interrupted merge of another plan left is removed", path)
-            shutil.rmtree(path)
-            claimed.journal.unlink(missing_ok=True)
 
 
 class Stage:
@@ -191,19 +37,19 @@ class Stage:
         self._n_bytes = plan.n_bytes_written
         self.stop = stop
         self.done: frozenset[int] = frozenset()  # pieces that an earlier run has written
+        self._sums: Mapping[str, str] = {}  # of the weight files that it has completed
         self._durable = durable
         self._open: dict[str, int] = {}
         self._syncer = ThreadPoolExecutor(1, thread_name_prefix="suture-sync")
         self._syncs: list[Future[None]] = []
         self._journal = -1
 
-    def open(self, head: Head, n_pieces: int) -> None:
+    def open(self, head: Head, pieces: Sequence[Piece]) -> None:
         """Open all weight files at their full size, with what an earlier run has written."""
         allow_open_files(2 * len(self._files) + 100)
         with self._writing(self._folder):
-            self.done = self._left_by_earlier_run(head, n_pieces)
-            if not self.done:
-                self._start_over(head)
+            self._take_over(head, pieces)
+            self._require_space(self._n_bytes - sum(p.n_bytes for p in pieces if p.number in self.done))
             self._journal = os.open(self._claim.journal, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             for file in self._files:
                 self._open_file(file)
@@ -231,13 +77,21 @@ class Stage:
 
     def finish(self, piece: int) -> None:
         """Note in the journal that a piece is written."""
-        with self._writing(self._claim.journal):
-            os.write(self._journal, piece_line(piece))
+        self._note(piece_line(piece))
 
-    def sync(self, file: str) -> None:
-        """Have the disk begin to take a finished weight file, if the run is to be durable, while others are written."""
-        if self._durable:
-            self._syncs.append(self._syncer.submit(self._sync, file))
+    def sync(self, file: str, sha256: str) -> None:
+        """Note that a weight file is whole; have the disk begin to take it, if the run is to be durable.
+
+        Raises:
+            OutputError: it was whole before, with another sha256.
+        """
+        if self._sums.get(file, sha256) != sha256:
+            raise OutputError(
+                "an earlier run wrote other bytes than are read now: the disk lost them, or somebody changed them",
+                where=str(self._folder / file),
+                do=_OTHER_DISK,
+            )
+        self._syncs.append(self._syncer.submit(self._sync, file, sha256))
 
     def wait_for_disk(self) -> None:
         """Return when the disk holds all that was written, names included, if the run is to be durable."""
@@ -267,58 +121,117 @@ class Stage:
         self._open.clear()
         self._journal = -1
 
-    def _sync(self, file: str) -> None:
-        with self._writing(self._folder / file):
-            os.fsync(self._open[file])
+    def _sync(self, file: str, sha256: str) -> None:
+        if self._durable:
+            with self._writing(self._folder / file):
+                os.fsync(self._open[file])
+        self._note(sum_line(file, sha256))
+        if self._durable:
+            with self._writing(self._claim.journal):
+                os.fsync(self._journal)
 
-    def _left_by_earlier_run(self, head: Head, n_pieces: int) -> frozenset[int]:
-        """Pieces to be trusted; the journal is cut behind its last complete line, so that it can be continued."""
+    def _note(self, line: bytes) -> None:
+        with self._writing(self._claim.journal):
+            if os.write(self._journal, line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _take_over(self, head: Head, pieces: Sequence[Piece]) -> None:
+        """Set `done` to the pieces to be trusted, and have the journal say just that; all else is removed."""
         journal = self._claim.journal
-        whole = all(_size(self._folder / f.name) == f.n_bytes for f in self._files)
-        text = journal.read_bytes() if whole and journal.exists() else b""
-        done = finished(text, head, n_pieces)
-        if done:
-            os.truncate(journal, text.rfind(b"\n") + 1)
-            log.info("%s: %d of %d pieces are there from an earlier run", self._folder, len(done), n_pieces)
-        return done
-
-    def _start_over(self, head: Head) -> None:
-        if self._folder.exists():
+        past = read_journal(journal.read_bytes() if journal.exists() else b"", head, len(pieces))
+        self.done, self._sums = self._trusted(past, pieces)
+        self._tell(past, len(pieces))
+        # The journal comes first: pieces of a file that is made anew must not be trusted by whoever comes after us.
+        with new_journal(self._claim).open("wb") as file:
+            file.write(journal_text(head, self.done, self._sums))
+            file.flush()
+            if self._durable:
+                os.fsync(file.fileno())
+        new_journal(self._claim).replace(journal)
+        if not self.done and self._folder.exists():
             shutil.rmtree(self._folder)
+        self._folder.mkdir(exist_ok=True)
+        for name in {f.name for f in self._files} - {p.file for p in pieces if p.number in self.done}:
+            (self._folder / name).unlink(missing_ok=True)
+
+    def _trusted(self, past: Past, pieces: Sequence[Piece]) -> tuple[frozenset[int], dict[str, str]]:
+        """Pieces of files of the right size that are noted, or whose file still has the sha256 that is noted."""
+        there = {f.name for f in self._files if _size(self._folder / f.name) == f.n_bytes}
+        done = {p.number for p in pieces if p.number in past.pieces and p.file in there}
+        open_files = {p.file for p in pieces if p.number not in done}
+        whole = {name for name in sorted(there & open_files & past.sums.keys()) if self._sum(name) == past.sums[name]}
+        done |= {p.number for p in pieces if p.file in whole}
+        sums = {n: past.sums[n] for n in past.sums if n in there and (n in whole or n not in open_files)}
+        return frozenset(done), sums
+
+    def _sum(self, name: str) -> str:
+        digest = hashlib.sha256()
+        try:
+            for chunk in _chunks(self._folder, name):
+                self.check()
+                digest.update(chunk)
+        except InputError as error:
+            log.warning("%s: what an earlier run wrote %s; it is written again", self._folder / name, error.found)
+            return ""
+        return digest.hexdigest()
+
+    def _tell(self, past: Past, n_pieces: int) -> None:
+        """Say what becomes of an interrupted merge."""
+        out, doubt = self._claim.out, f" ({past.doubt})" if past.doubt else ""
+        if self.done:
+            log.warning(
+                "%s: going on with an interrupted merge, %d of %d pieces are there%s",
+                out,
+                len(self.done),
+                n_pieces,
+                doubt,
+            )
+        elif past.doubt or past.pieces or past.sums:
+            log.warning("%s: an interrupted merge is started over%s", out, doubt or " (its files are gone)")
+
+    def _require_space(self, left: int) -> None:
+        """Refuse to begin if the `left` bytes do not fit, with what is reserved for them already.
+
+        Raises:
+            DiskFull: they do not.
+        """
+        reserved = sum(min(_reserved(self._folder / f.name), f.n_bytes) for f in self._files)
+        missing = min(left, self._n_bytes - reserved)
         free = shutil.disk_usage(self._claim.shop).free
-        if free < self._n_bytes:
-            raise self._full(free)
-        self._folder.mkdir()
-        self._claim.journal.write_bytes(head_line(head))
+        if free < missing:
+            more = f", {missing / 1e9:.2f} GB of them still to be reserved" if missing < self._n_bytes else ""
+            raise self._full("the disk is full", "Free space, or write to another disk. Nothing was written.", more)
 
     def _open_file(self, file: OutputFile) -> None:
         self.check()
-        path = self._folder / file.name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = self._place(file.name)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self._open[file.name] = descriptor
         _allocate(descriptor, file.n_bytes)
         self.write(file.name, 0, memoryview(header_bytes(file)))
 
     def _new(self, name: str, chunks: Iterable[bytes | memoryview]) -> str:
-        path = self._folder / name
         digest = hashlib.sha256()
-        with self._writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("wb") as file:
-                for chunk in chunks:
-                    self.check()
-                    file.write(chunk)
-                    digest.update(chunk)
-                file.flush()
-                if self._durable:
-                    os.fsync(file.fileno())
+        with self._writing(self._folder / name), self._place(name).open("wb") as file:
+            for chunk in chunks:
+                self.check()
+                file.write(chunk)
+                digest.update(chunk)
+            file.flush()
+            if self._durable:
+                os.fsync(file.fileno())
         return digest.hexdigest()
+
+    def _place(self, name: str) -> Path:
+        """The path of a file, its folders made; but not the staging folder: if that is gone, so is the claim."""
+        path = self._folder / name
+        for folder in reversed(path.relative_to(self._folder).parents[:-1]):
+            (self._folder / folder).mkdir(exist_ok=True)
+        return path
 
     def check(self) -> None:
         """Raise Interrupted if the run is to end."""
-        if self.stop.requested:
-            raise Interrupted("stopped", where=str(self._claim.out), do="Nothing was written.")
+        self.stop.check(self._claim.out)
 
     @contextlib.contextmanager
     def _writing(self, path: Path) -> Iterator[None]:
@@ -327,14 +240,17 @@ class Stage:
             with writing(path):
                 yield
         except DiskFull as error:
-            raise self._full(shutil.disk_usage(self._claim.shop).free) from error
+            if error.where == str(self._claim.out):  # told already
+                raise
+            raise self._full(error.found, error.do) from error
 
-    def _full(self, free: int) -> DiskFull:
+    def _full(self, found: str, do: str, more: str = "") -> DiskFull:
+        free = shutil.disk_usage(self._claim.shop).free
         return DiskFull(
-            f"the disk is full: {free / 1e9:.2f} GB are free",
+            f"{found}: {free / 1e9:.2f} GB are free",
             where=str(self._claim.out),
-            expected=f"{self._n_bytes / 1e9:.2f} GB for the merged weights",
-            do="Free space, or write to another disk. Nothing was written.",
+            expected=f"{self._n_bytes / 1e9:.2f} GB for the merged weights{more}",
+            do=do,
         )
 
 
@@ -362,3 +278,8 @@ def _chunks(folder: Path, name: str) -> Iterator[memoryview]:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else -1
+
+
+def _reserved(path: Path) -> int:
+    """Bytes of the disk that a file has."""
+    return path.stat().st_blocks * 512 if path.is_file() else 0

@@ -90,6 +90,7 @@ def _json_files(folder: Path) -> Check:
         try:
             json.loads(path.read_bytes())
         except (OSError, ValueError, RecursionError) as error:
+            reading.require_sound(path, error)
             wrong.append(f"{path.name}: {error}")
     return Check("JSON files", not wrong, len(paths), _some(wrong))
 
