@@ -39,7 +39,7 @@ def parse_json_object(raw: bytes, where: str) -> dict[str, Any]:
     if n_values > MAX_JSON_VALUES:
         raise FormatError(f"the JSON text holds {n_values} values", where=where, expected=f"at most {MAX_JSON_VALUES}")
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_int=_whole if b"-0" in raw else None)
         if b"\\ud" in raw or b"\\uD" in raw:
             # An escape can spell half of a surrogate pair, which could not be printed or hashed later.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -52,6 +52,11 @@ def parse_json_object(raw: bytes, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise FormatError(f"the JSON text is a {type(value).__name__}", where=where, expected="an object")
     return value
+
+
+def _whole(digits: str) -> int | float:
+    """A whole number; minus zero is a float, as it is to the reader of the reference, which takes it for no count."""
+    return int(digits) if digits != "-0" else -0.0
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
