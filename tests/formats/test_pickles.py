@@ -72,7 +72,7 @@ def test_pickled_shards_are_read_whole(tmp_path):
 
 def test_a_missing_pickled_shard_is_named(tmp_path):
     folder = model(tmp_path / "m", tensors_of(TENSORS), "pytorch_model-00001-of-00002.bin")
-    with pytest.raises(FormatError, match=r"missing: pytorch_model-00002-of-00002\.bin"):
+    with pytest.raises(FormatError, match=r"missing: 'pytorch_model-00002-of-00002\.bin"):
         read(folder)
 
 

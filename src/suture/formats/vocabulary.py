@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from suture.errors import FormatError
-from suture.formats.jsonfile import read_json_object
+from suture.formats.files import open_regular, quoted, read_exact
+from suture.formats.jsonfile import MAX_JSON_BYTES, read_json_object
+
+MAX_IDS = 2**31  # of tokens; every tokenizer's ids fit in 32 bits
 
 # Files that together are a tokenizer; anything else beside a model is not.
 TOKENIZER_FILES = frozenset({
@@ -29,17 +32,38 @@ def read_vocabulary(folder: Path) -> Mapping[str, int] | None:
         vocabulary = dict(read_json_object(folder / "vocab.json"))
         if (folder / "added_tokens.json").is_file():
             vocabulary |= read_json_object(folder / "added_tokens.json")
-        return vocabulary
+        return _checked(vocabulary, f"{folder.name}/vocab.json")
     if (folder / "vocab.txt").is_file():
         return {token: i for i, token in enumerate(_lines(folder / "vocab.txt")) if token}
     return None
 
 
 def _lines(path: Path) -> list[str]:
+    with open_regular(path) as file:
+        if file.n_bytes > MAX_JSON_BYTES:
+            raise FormatError(
+                f"it has {file.n_bytes} bytes", where=str(path), expected=f"at most {MAX_JSON_BYTES} bytes"
+            )
+        raw = bytearray(file.n_bytes)
+        read_exact(file, 0, raw)
     try:
-        return path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeError) as error:
+        text = raw.decode("utf-8")
+    except UnicodeError as error:
         raise FormatError(f"not UTF-8 text: {error}", where=str(path), expected="one token a line") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def _checked(vocabulary: Mapping[Any, Any], where: str) -> Mapping[str, int]:
+    """The same, when it is a table of text → id. Raises FormatError."""
+    for token, i in vocabulary.items():
+        if not isinstance(token, str) or type(i) is not int or not 0 <= i < MAX_IDS:
+            raise FormatError(
+                f"the token {quoted(token)} has the id {quoted(i)}",
+                where=where,
+                expected=f"text, and a whole number below {MAX_IDS}",
+                do="Save the tokenizer again, or pass --tokenizer base.",
+            )
+    return vocabulary
 
 
 def token_text(token: Any) -> str | None:
@@ -60,11 +84,12 @@ def _fast(tokenizer: Mapping[str, Any], where: str) -> Mapping[str, int]:
     try:
         model = tokenizer["model"]["vocab"]
         tokens = dict(model) if isinstance(model, dict) else {entry[0]: i for i, entry in enumerate(model)}
-        return tokens | {added["content"]: added["id"] for added in tokenizer.get("added_tokens") or ()}
+        tokens |= {added["content"]: added["id"] for added in tokenizer.get("added_tokens") or ()}
     except (KeyError, TypeError, IndexError) as error:
         raise FormatError(
-            f"not a tokenizer file: {error!r}",
+            f"not a tokenizer file: {quoted(repr(error))}",
             where=where,
             expected='"model" with "vocab", and "added_tokens"',
             do="Save the tokenizer again, or pass --tokenizer base.",
         ) from error
+    return _checked(tokens, where)
