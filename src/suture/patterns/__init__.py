@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import comb
-from typing import Literal, NamedTuple, NoReturn, TypeAlias
+from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
 
 from suture.errors import FormatError
 from suture.patterns.guard import GUARD, Ended
@@ -129,7 +129,7 @@ class Group:
         if state.refusal is not None:
             raise state.refusal
         # The child knows a list of sources by its key; that for long names has all of them.
-        request = {"key": 2 * self._key + (far is not self._far), "sources": None, "n": n, "name": name}
+        request: dict[str, Any] = {"key": 2 * self._key + (far is not self._far), "sources": None, "n": n, "name": name}
         request |= {"whole": self._how == "whole", "first": first, "seconds": max(state.seconds, 0.001)}
         try:
             answer = GUARD.ask(request)

@@ -1,4 +1,4 @@
-"""The parent's end of the process in which doubtful regular expressions run: started when needed, replaced when ended."""
+"""The parent's end of the process in which doubtful patterns run: started when needed, replaced when it has ended."""
 
 from __future__ import annotations
 
