@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from suture.errors import FormatError
-from suture.formats.files import open_regular, quoted, read_exact
+from suture.formats.files import quoted, read_lines
 from suture.formats.jsonfile import MAX_JSON_BYTES, read_json_object
 
 MAX_IDS = 2**31  # of tokens; every tokenizer's ids fit in 32 bits
@@ -34,23 +34,9 @@ def read_vocabulary(folder: Path) -> Mapping[str, int] | None:
             vocabulary |= read_json_object(folder / "added_tokens.json")
         return _checked(vocabulary, f"{folder.name}/vocab.json")
     if (folder / "vocab.txt").is_file():
-        return {token: i for i, token in enumerate(_lines(folder / "vocab.txt")) if token}
+        lines = read_lines(folder / "vocab.txt", MAX_JSON_BYTES).split("\n")
+        return {token: i for i, token in enumerate(lines) if token}
     return None
-
-
-def _lines(path: Path) -> list[str]:
-    with open_regular(path) as file:
-        if file.n_bytes > MAX_JSON_BYTES:
-            raise FormatError(
-                f"it has {file.n_bytes} bytes", where=str(path), expected=f"at most {MAX_JSON_BYTES} bytes"
-            )
-        raw = bytearray(file.n_bytes)
-        read_exact(file, 0, raw)
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeError as error:
-        raise FormatError(f"not UTF-8 text: {error}", where=str(path), expected="one token a line") from error
-    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def _checked(vocabulary: Mapping[Any, Any], where: str) -> Mapping[str, int]:
