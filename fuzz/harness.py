@@ -17,6 +17,10 @@ import atheris  # noqa: E402
 with atheris.instrument_imports(include=["suture.formats", "suture.targets", "suture.patterns", "suture.codec"]):
     from hostile import folders, headers, mutate
 
+    from suture import patterns
+
+patterns.SECONDS = 0.02  # hostile patterns are among the mutations, and cost this each
+
 Check = Callable[[bytes, Path], bool]
 Mutate = Callable[[bytes, random.Random, int], bytes]
 LONGEST = 1 << 12  # bytes of an input

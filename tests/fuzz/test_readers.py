@@ -12,6 +12,8 @@ from hostile.folders import TARGETS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from suture import patterns, targets
+
 FOUND = Path(__file__).parents[1] / "corpus" / "found"
 FEW = settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MANY = settings(max_examples=20_000, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -19,6 +21,15 @@ EXTRA_BYTES = 64 << 20  # that reading a small file may take
 # Which sound file, the mutations' seed, and how many there are.
 choices = st.tuples(st.integers(0, 7), st.integers(0, 2**32), st.sampled_from((1, 1, 1, 2, 3, 6)))
 names = pytest.mark.parametrize("name", TARGETS)
+
+
+@pytest.fixture(autouse=True)
+def short_patience(monkeypatch):
+    """Hostile patterns are among the mutations; the limit is tried elsewhere."""
+    monkeypatch.setattr(patterns, "SECONDS", 0.02)
+    yield
+    patterns.group.cache_clear()
+    targets._lookup.cache_clear()
 
 
 def header(choice) -> bytes:

@@ -101,7 +101,6 @@ def test_any_patterns_mean_what_re_says(sources, how, name):
 def test_hostile_patterns_are_refused_by_name_and_stay_refused(pattern, monkeypatch):
     monkeypatch.setattr(patterns, "SECONDS", 0.1)
     group = Group((pattern,), "whole")
-    group._state.seconds = 0.1
     with pytest.raises(FormatError, match="takes too long") as caught:
         group.first(A + "!")
     assert repr(pattern)[1:20] in caught.value.found
@@ -113,8 +112,8 @@ def test_hostile_patterns_are_refused_by_name_and_stay_refused(pattern, monkeypa
 
 
 def test_the_time_is_the_groups_not_the_names(monkeypatch):
+    monkeypatch.setattr(patterns, "SECONDS", 0.05)
     group = Group(("(a|aa)+c",), "whole")
-    group._state.seconds = 0.05
     with pytest.raises(FormatError, match="takes too long"):
         any(group.first("a" * 22) for _ in range(10_000))
 
@@ -132,20 +131,13 @@ def test_the_time_is_the_groups_not_the_names(monkeypatch):
     ids=lambda config: "-".join(config),
 )
 def test_every_field_with_patterns_is_bounded(config, monkeypatch):
-    monkeypatch.setattr(patterns, "_State", lambda: _few_seconds())
+    monkeypatch.setattr(patterns, "SECONDS", 0.1)
     patterns.group.cache_clear()
     targets._lookup.cache_clear()
     param = Param(f"{A}.q.weight", (4, 4), "Linear")
     arch = Arch("", "", {param.name: param}, (), (), (), None, None)
     with pytest.raises(FormatError, match="takes too long"):
         targets.expected(config, arch)
-
-
-_State = patterns._State
-
-
-def _few_seconds():
-    return _State(seconds=0.1)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
 from suture.errors import FormatError
 from suture.patterns.guard import GUARD, Ended
 
-SECONDS = 2.0  # of CPU time for all that is asked of one group in the child
+SECONDS = 0.8  # of CPU time for all that is asked of one group in the child
 LONGEST = 80  # characters of a name that is tried in this process
 MAX_COST = 50_000  # steps that a name may take in this process, by all patterns of a group: half a millisecond
 MAX_CHARACTERS = 4_000_000  # of a group's patterns
@@ -58,7 +58,7 @@ class Hit(NamedTuple):
 class _State:
     """What is left of the group's time, and why nothing is left."""
 
-    seconds: float = SECONDS
+    seconds: float
     refusal: FormatError | None = None
 
 
@@ -75,7 +75,7 @@ class Group:
         self._sources = [f"{before}{pattern}{after}" for pattern in patterns]
         self._compiled: dict[int, re.Pattern[str]] = {}
         self._key = next(self._keys)
-        self._state = _State()
+        self._state = _State(SECONDS)
         left = MAX_COST
         self._near: list[int] = []  # places of those that are tried in this process
         self._far: list[int] = []
