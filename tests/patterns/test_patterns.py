@@ -161,8 +161,9 @@ def test_too_much_text_is_refused():
         Group(("a" * (patterns.MAX_CHARACTERS + 1),), "whole")
 
 
-def test_too_much_memory_is_refused():
-    with pytest.raises(FormatError, match=r"MemoryError|ended with|too long"):
+def test_too_much_memory_is_refused(monkeypatch):
+    monkeypatch.setattr(patterns, "SECONDS", 30)
+    with pytest.raises(FormatError, match="ended with"):
         Group(("(?:(a)|b)*c",), "whole").first("ab" * 4_000_000)
 
 
