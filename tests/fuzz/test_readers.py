@@ -16,7 +16,7 @@ from suture import patterns, targets
 
 FOUND = Path(__file__).parents[1] / "corpus" / "found"
 FEW = settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
-MANY = settings(max_examples=20_000, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+MANY = settings(max_examples=8000, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 EXTRA_BYTES = 64 << 20  # that reading a small file may take
 # Which sound file, the mutations' seed, and how many there are.
 choices = st.tuples(st.integers(0, 7), st.integers(0, 2**32), st.sampled_from((1, 1, 1, 2, 3, 6)))
@@ -65,7 +65,7 @@ def test_documents(name, choice, tmp_path):
 
 @pytest.mark.slow
 @names
-@settings(MANY, max_examples=2000)
+@settings(MANY, max_examples=500)
 @given(choice=choices)
 def test_very_many_documents(name, choice, tmp_path):
     TARGETS[name].check(document(name, choice), tmp_path / "checkpoint-6")
