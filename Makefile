@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow lint types check docs bench clean
+.PHONY: help demo test slow lint types check docs bench fuzz clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1	/' | expand -t 10
@@ -37,8 +37,16 @@ bench: $(READY) ## time a merge against a plain copy (several GB on disk), and t
 	$(BIN)/python benchmarks/bench_merge.py
 	$(BIN)/python benchmarks/bench_train.py --quick
 
+FUZZ_SECONDS := 60
+fuzz: $(READY) ## fuzz every reader of untrusted files for FUZZ_SECONDS each, led by coverage (Linux)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	for target in $(patsubst fuzz/fuzz_%.py,%,$(wildcard fuzz/fuzz_*.py)); do \
+		mkdir -p fuzz/out/$$target && $(BIN)/python fuzz/fuzz_$$target.py -max_total_time=$(FUZZ_SECONDS) \
+			-artifact_prefix=fuzz/out/ fuzz/out/$$target tests/corpus/found/$$target || exit 1; \
+	done
+
 clean: ## remove everything that make has made
-	rm -rf $(VENV) demo/out benchmarks/results dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) demo/out fuzz/out benchmarks/results dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt hatch_build.py src/suture/execute/fused.c src/suture/verification/exact.c

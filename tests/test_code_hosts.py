@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -100,3 +101,17 @@ def test_a_path_with_a_comma_or_a_colon(tmp_path, monkeypatch):
     odd.mkdir()
     (line,) = code_hosts.github([NEWS], [odd])
     assert "file=a%2Cb%3Ac,line=1,title" in line
+
+
+def test_file_names_that_are_not_text_keep_their_bytes(folder):
+    name = os.fsdecode(b"\xff\x1b.safetensors")
+    (folder / name).touch()
+    finding = Finding("X602", "weights-left-behind", "error", name, "x", "", "")
+    (result,) = code_hosts.sarif([finding], [folder], "0")["runs"][0]["results"]
+    assert result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == "tuned/%FF%1B.safetensors"
+
+
+def test_a_pipe_is_not_waited_for(folder):
+    os.mkfifo(folder / "config.json")
+    finding = Finding("W701", "tie-flags-contradict", "error", "config.json: r", "x", "", "")
+    assert "line=1," in code_hosts.github([finding], [folder])[0]

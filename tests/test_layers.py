@@ -32,7 +32,8 @@ MAY_IMPORT = {
     "measures": ["values", "formats", "factors", "methods"],
     "model_folder": ["values", "errors", "formats", "arch"],
     "run_folder": ["values", "errors", "formats"],
-    "targets": ["values", "errors"],
+    "patterns": ["errors"],
+    "targets": ["values", "errors", "patterns"],
     "rewriting": [],
     "groups": ["values", "rewriting"],
     "resolve": ["values", "methods", "targets", "rewriting"],
@@ -240,7 +241,7 @@ def module_name(file: str) -> str:
     return ".".join(["suture", *file.removesuffix(".py").split("/")]).removesuffix(".__init__")
 
 
-SOURCES = sorted(p for folder in ("src", "tests", "demo", "benchmarks") for p in (ROOT / folder).rglob("*.py"))
+SOURCES = sorted(p for folder in ("src", "tests", "demo", "benchmarks", "fuzz") for p in (ROOT / folder).rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())

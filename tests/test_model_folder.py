@@ -148,3 +148,10 @@ def test_values_that_are_no_numbers_are_counted(tmp_path):
     model = read_model_folder(llama(tmp_path / "base", tensors={"lm_head.weight": bad}), deep=True)
     assert model.not_finite["lm_head.weight"] == (3, 1)
     assert read_model_folder(tmp_path / "base").not_finite is None
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "config.json", "tokenizer.json"])
+def test_a_file_without_end_is_told_and_not_read(name, tmp_path):
+    base = make_base(tmp_path / "base")
+    os.truncate(base / name, 1 << 40)  # a sparse file
+    assert "1099511627776 bytes" in read_model_folder(base).unreadable[name]

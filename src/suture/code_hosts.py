@@ -20,6 +20,7 @@ from suture.values import Finding, Severity
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 MAX_JSON_BYTES = 1 << 20  # of a file in which a line is looked for
+NAMES = "surrogateescape"  # file names that are not UTF-8 keep their bytes
 LEVELS: dict[Severity, str] = {"error": "error", "warning": "warning", "info": "note"}
 COMMANDS: dict[Severity, str] = {"error": "error", "warning": "warning", "info": "notice"}
 
@@ -70,11 +71,11 @@ def _rule(code: str) -> dict[str, Any]:
 
 def _result(finding: Finding, index: int, folders: Sequence[Path]) -> dict[str, Any]:
     path, place, row = _location(finding.where, folders)
-    physical = {"artifactLocation": {"uri": quote(path)}, "region": {"startLine": row}}
+    physical = {"artifactLocation": {"uri": quote(path, errors=NAMES)}, "region": {"startLine": row}}
     location: dict[str, Any] = {"physicalLocation": physical}
     if place:
         location["logicalLocations"] = [{"fullyQualifiedName": place}]
-    same = hashlib.sha256(f"{finding.code}\0{finding.where}".encode()).hexdigest()
+    same = hashlib.sha256(f"{finding.code}\0{finding.where}".encode(errors=NAMES)).hexdigest()
     return {
         "ruleId": finding.code,
         "ruleIndex": index,
@@ -97,7 +98,7 @@ def _location(where: str, folders: Sequence[Path]) -> tuple[str, str, int]:
 def _line(path: Path, place: str) -> int:
     """The line of a JSON file that a field stands in; 1 for all else: code hosts want a line of every file."""
     field = re.split(r"[.:,\s]", place)[0]
-    if path.suffix != ".json" or not field or path.stat().st_size > MAX_JSON_BYTES:
+    if path.suffix != ".json" or not field or not path.is_file() or path.stat().st_size > MAX_JSON_BYTES:
         return 1
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     fields = ((len(text) - len(text.lstrip()), n, text.lstrip()) for n, text in enumerate(lines, 1))

@@ -39,7 +39,9 @@ def from_json(cls: type[T], data: Any) -> T:
         decode: Callable[[Any], T] = _decoder(typing.cast("Any", cls))
         return decode(data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise FormatError(f"not a {cls.__name__}: {error!r}", do="Make it again with this version.") from error
+        raise FormatError(
+            f"not a {cls.__name__}: {repr(error)[:300]}", do="Make it again with this version."
+        ) from error
 
 
 def canonical(value: object) -> bytes:

@@ -46,7 +46,12 @@ class SutureError(Exception):
             lines.append(f"  expected: {self.expected}")
         if self.do:
             lines.append(f"  do: {self.do}")
-        return "\n".join(lines)
+        return printable("\n".join(lines))
+
+
+def printable(text: object) -> str:
+    """Text with every character escaped that could move the cursor, change the terminal, or not be encoded."""
+    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in str(text))
 
 
 class Findings(SutureError):

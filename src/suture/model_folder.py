@@ -15,8 +15,8 @@ from suture.formats import TensorReader, file_sha256, hub
 from suture.formats.attempt import attempt
 from suture.formats.checkpoint import CONFIG, INDEX, SINGLE
 from suture.formats.dtypes import DTYPES
-from suture.formats.files import inside
-from suture.formats.jsonfile import read_json_object
+from suture.formats.files import inside, read_lines
+from suture.formats.jsonfile import MAX_JSON_BYTES, read_json_object
 from suture.formats.listing import ADAPTER_CONFIG, MERGE_RECORD, file_sizes, is_private
 from suture.formats.quantized import Quantized, find_quantized
 from suture.formats.safetensors import read_header
@@ -110,7 +110,7 @@ def read_model_folder(source: str | Path, *, revision: str | None = None, deep: 
             missing=_missing(config, arch) if arch and not _is_cut(headers, documents, bad) else (),
             flags=_flags(config, tensors, arch) if arch else {},
             quantized=quantized,
-            vocabulary=attempt(bad, "tokenizer.json", partial(_vocabulary, folder)),
+            vocabulary=attempt(bad, "tokenizer.json", partial(read_vocabulary, folder)),
             template=attempt(bad, TEMPLATE, partial(_text, folder, TEMPLATE)) if TEMPLATE in files else None,
             same=_compare(arch, tensors, reader, deep=deep) if arch else {},
             not_finite=_values(tensors, reader) if deep else None,
@@ -140,24 +140,12 @@ def _config(folder: Path, sizes: Mapping[str, int | None]) -> dict[str, Any]:
     return read_json_object(inside(folder, CONFIG))
 
 
-def _vocabulary(folder: Path) -> Mapping[str, int] | None:
-    vocabulary = read_vocabulary(folder)
-    wrong = [token for token, i in (vocabulary or {}).items() if type(i) is not int]
-    if wrong:
-        raise FormatError(f"{len(wrong)} tokens have ids that are no integers, such as {wrong[0]!r}")
-    return vocabulary
-
-
 def _document(folder: Path, name: str) -> dict[str, Any]:
     return read_json_object(inside(folder, name))
 
 
 def _text(folder: Path, name: str) -> str:
-    path = inside(folder, name)
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
-        raise FormatError(f"not UTF-8 text: {error}", where=str(path)) from error
+    return read_lines(inside(folder, name), MAX_JSON_BYTES)
 
 
 def _headers(folder: Path, files: Mapping[str, int], bad: dict[str, str]) -> dict[str, tuple[TensorInfo, ...]]:

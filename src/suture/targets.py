@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 from suture.errors import FormatError
+from suture.patterns import group
 from suture.values import Arch, Json, Param
 
 # The fields of a config that decide what the adapter computes.
@@ -24,7 +26,7 @@ MEANING = (
 )
 LARGEST = 2**53  # beyond it whole numbers are not exact as floats; NaN and infinity are not below it either
 MOVES_BASE = ("pissa", "olora", "corda", "loftq")  # initialisations that change the base's weights
-_PATH = re.compile(r"[A-Za-z0-9_.-]+")  # a pattern in which nothing but the dot has a meaning
+_PATH = re.compile(r"\^?(?:[A-Za-z0-9_.-]|\\[.-])+")  # a pattern in which nothing but the dot has a meaning
 _PEFT_VERSION = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})(?:[.@]|$)")
 LAYER_KINDS = frozenset({"Linear", "Conv1D", "Embedding", "Conv1d", "Conv2d", "Conv3d", "Unknown"})
 
@@ -66,34 +68,41 @@ class _Lookup:
     def __init__(self, patterns: tuple[str, ...]) -> None:
         # length → positions of dots → path → its place
         self._paths: dict[int, dict[tuple[int, ...], dict[str, int]]] = {}
-        self._others: list[tuple[int, str]] = []
+        self._whole: dict[int, dict[tuple[int, ...], dict[str, int]]] = {}  # the same, of paths after a ^
+        self._places: list[int] = []  # of the others
         for place, pattern in enumerate(patterns):
             if not _PATH.fullmatch(pattern):
-                self._others.append((place, rf"(.*\.)?({pattern})$"))
+                self._places.append(place)
                 continue
-            dots = tuple(i for i, letter in enumerate(pattern) if letter == ".")
-            self._paths.setdefault(len(pattern), {}).setdefault(dots, {})[pattern] = place
+            table = self._whole if pattern.startswith("^") else self._paths
+            path, dots = _literal(pattern.removeprefix("^"))
+            table.setdefault(len(path), {}).setdefault(dots, {}).setdefault(path, place)
+        self._others = group(tuple(patterns[place] for place in self._places), "suffix")
 
     def first(self, name: str) -> int | None:
         """The place of the first pattern that matches a whole dotted suffix of `name`."""
         found = min(self._paths_of(name), default=None)
-        for place, pattern in self._others:
-            if found is not None and place > found:
-                break
-            if _search(pattern, name, whole=False):
-                return place
-        return found
+        n_before = len(self._places) if found is None else bisect_left(self._places, found)
+        other = self._others.first(name, n_before)
+        return found if other is None else self._places[other.place]
 
     def places(self, name: str) -> list[int]:
         """The places of all patterns that match a whole dotted suffix of `name`, in order."""
-        others = [place for place, pattern in self._others if _search(pattern, name, whole=False)]
+        others = [self._places[hit.place] for hit in self._others.all(name)]
         return sorted([*self._paths_of(name), *others])
 
     def _paths_of(self, name: str) -> Iterable[int]:
         for start in [0, *(i + 1 for i, letter in enumerate(name) if letter == ".")]:
-            for dots, table in self._paths.get(len(name) - start, {}).items():
-                if (place := table.get(_dotted(name[start:], dots))) is not None:
-                    yield place
+            for tables in (self._paths, self._whole) if start == 0 else (self._paths,):
+                for dots, table in tables.get(len(name) - start, {}).items():
+                    if (place := table.get(_dotted(name[start:], dots))) is not None:
+                        yield place
+
+
+def _literal(pattern: str) -> tuple[str, tuple[int, ...]]:
+    """A path as text, and where in it any letter will do: at its dots, but for those after a backslash."""
+    letters = re.findall(r"\\?.", pattern)
+    return "".join(letter[-1] for letter in letters), tuple(i for i, letter in enumerate(letters) if letter == ".")
 
 
 def _dotted(text: str, positions: tuple[int, ...]) -> str:
@@ -175,18 +184,17 @@ def is_target(config: Json, module: str, arch: Arch) -> bool:
     if isinstance(targets, str):
         if targets.lower() == "all-linear":
             return _is_hidden_linear(module, arch) and not _is_head(config, module, arch)
-        return _search(targets, module, whole=True)
+        return group((targets,), "whole").first(module) is not None
     return module in targets or (_ends_with_any(module, targets) and _is_wanted_layer(config, module))
 
 
 def _is_excluded(config: Json, module: str) -> bool:
     excluded = config.get("exclude_modules")
-    if isinstance(excluded, str) and _search(excluded, module, whole=True):
+    if isinstance(excluded, str) and group((excluded,), "whole").first(module):
         return True
     if excluded and not isinstance(excluded, str) and (module in excluded or _ends_with_any(module, excluded)):
         return True
-    saved = config.get("modules_to_save") or ()
-    return any(_search(rf"(^|.*\.){name}($|\..*)", module, whole=False) for name in saved)
+    return group(tuple(config.get("modules_to_save") or ()), "below").first(module) is not None
 
 
 def _is_hidden_linear(module: str, arch: Arch) -> bool:
@@ -207,14 +215,15 @@ def _is_wanted_layer(config: Json, module: str) -> bool:
         return True
     patterns = config.get("layers_pattern") or ()
     patterns = (patterns,) if isinstance(patterns, str) else patterns
-    found = re.match(r".*?\.[^.]*\.(?P<idx>\d+)\.", module)
     if patterns:
-        matches = (_match(rf"(?:^|.*?\.){p}\.(?P<idx>\d+)\.", module) for p in patterns)
-        found = next((m for m in matches if m), None)
-    if found is None:
+        hit = group(tuple(patterns), "layer").first(module)
+        number = hit.layer if hit else None
+    else:
+        found = re.match(r".*?\.[^.]*\.(?P<idx>\d+)\.", module)
+        number = found["idx"] if found else None
+    if number is None or len(number) > 20:  # of a name; Python refuses to read thousands of digits
         return False
-    layers = [wanted] if isinstance(wanted, int) else wanted
-    return int(found["idx"]) in layers
+    return int(number) in ([wanted] if isinstance(wanted, int) else wanted)
 
 
 def target_parameters(config: Json, arch: Arch) -> Mapping[str, tuple[Param, ...]]:
@@ -335,23 +344,3 @@ def _biases(config: Json, arch: Arch, lora_modules: Sequence[str]) -> dict[str, 
 
 def _ends_with_any(name: str, suffixes: Iterable[str]) -> bool:
     return any(name.endswith(f".{suffix}") for suffix in suffixes)
-
-
-def _search(pattern: str, name: str, *, whole: bool) -> bool:
-    return (re.fullmatch if whole else re.match)(_compiled(pattern), name) is not None
-
-
-def _match(pattern: str, name: str) -> re.Match[str] | None:
-    return re.match(_compiled(pattern), name)
-
-
-@cache
-def _compiled(pattern: str) -> re.Pattern[Any]:
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise FormatError(
-            f"{pattern!r} is not a regular expression: {error}",
-            where="adapter_config.json",
-            expected="patterns as PEFT writes them",
-        ) from error

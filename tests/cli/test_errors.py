@@ -103,3 +103,11 @@ def test_ctrl_c(capsys):
 def test_names_cannot_change_the_terminal(capsys):
     raised(errors.InputError("a\x1b[31mname", where="[bold]x"))
     assert capsys.readouterr().err == "error: [bold]x: a\\x1b[31mname\n"
+
+
+@pytest.mark.parametrize("field", ["where", "expected", "do"])
+def test_an_error_as_text_moves_no_cursor_and_can_be_printed(field):
+    told = str(errors.InputError("a\x1b[2J", **{field: "\udcff\u202e\r"}))
+    assert "a\\x1b[2J" in told
+    assert "\\xdcff\\x202e\\x0d" in told
+    assert told.encode().isascii()

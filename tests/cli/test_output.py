@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from suture.cli._output import console, counted, line, safe, size
+from suture.cli._output import console, counted, line, size
+from suture.errors import printable
 
 
 @pytest.mark.parametrize(
@@ -24,7 +25,7 @@ def test_numbers(n, text):
     ("text", "shown"), [("a→b\nc", "a→b\nc"), ("\x1b[0m\r\x07", "\\x1b[0m\\x0d\\x07"), ("\u202e", "\\x202e")]
 )
 def test_what_could_move_the_cursor_is_escaped(text, shown):
-    assert safe(text) == shown
+    assert printable(text) == shown
 
 
 def test_lines_are_never_wrapped(capsys):

@@ -66,6 +66,8 @@ HEADERS = {
     "shape_boolean": (_one(shape=(True, 2)), "the shape is"),
     "shape_text": (_one(shape=("2",)), "the shape is"),
     "shape_not_a_number": (packed('{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 8]}}', DATA), "the shape is"),
+    "shape_minus_zero": (packed('{"a": {"dtype": "F32", "shape": [-0, 3], "data_offsets": [0, 0]}}'), "the shape is '[-0.0, 3]'"),
+    "offsets_minus_zero": (packed('{"a": {"dtype": "F32", "shape": [0], "data_offsets": [-0, 0]}}'), "the offsets are '[-0.0, 0]'"),
     "shape_axis_too_long": (_one(shape=(2**63,)), "the shape is"),
     "shape_too_many_axes": (_one(shape=(1,) * 65), "the shape is"),
     "shape_overflows": (_one(shape=(2**32, 2**32, 2)), "8 bytes for F32"),
@@ -81,6 +83,8 @@ HEADERS = {
     "size_of_a_scalar": (_one(shape=()), "8 bytes for F32"),
     "size_of_nothing": (_one(shape=(0, 5)), "8 bytes for F32"),
     "size_and_half_a_byte": (_one(dtype="F4", shape=(17,)), "8.5 bytes"),
+    "size_and_quarters_of_a_byte": (_one(dtype="F6_E2M3", shape=(5,)), "3.75 bytes"),
+    "size_beyond_a_float": (_one(dtype="F4", shape=(2**63 - 1,) * 20), "8 bytes for F4"),
     "size_not_whole_bytes": (_one(dtype="F4", shape=(15,)), "7.5 bytes"),
     # the tensors together
     "hole_at_the_start": (packed({"a": entry(offsets=(8, 16))}, bytes(16)), "leaves a hole"),

@@ -40,6 +40,11 @@ INDEXES = {
     "tensor_twice": (_text(f'{{"weight_map": {{"a": "{FIRST}", "a": "{SECOND}"}}}}'), "appears twice"),
     "no_weight_map": (_text("{}"), "weight_map is not"),
     "weight_map_a_list": (_text('{"weight_map": ["a"]}'), "weight_map is not"),
+    "weight_map_empty": (_text('{"weight_map": {}}'), "names no tensor"),
+    "a_shard_without_a_tensor": (
+        lambda f: write_index(f, {n: s for n, s in MAP.items() if s == FIRST}),
+        f"the index names no tensor of '{SECOND}'",
+    ),
     "file_a_number": (_text('{"weight_map": {"a": 1}}'), "weight_map is not"),
     "metadata_a_list": (lambda f: write_json(f / INDEX, {"metadata": [], "weight_map": MAP}), "metadata is not"),
     "file_above_the_folder": (_remapped(**{EMBED: "../model.safetensors"}), "'../model.safetensors'"),
@@ -47,8 +52,8 @@ INDEXES = {
     "file_in_a_subfolder": (_remapped(**{EMBED: "sub/x.safetensors"}), "'sub/x.safetensors'"),
     "file_of_another_kind": (_remapped(**{EMBED: "pytorch_model.bin"}), "'pytorch_model.bin'"),
     "file_with_a_null_byte": (_remapped(**{EMBED: "a\0b.safetensors"}), "missing"),
-    "file_absent": (_remapped(**{EMBED: "model-00003-of-00003.safetensors"}), "missing: model-00003-of-00003"),
-    "shard_removed": (lambda f: (f / SECOND).unlink(), f"missing: {SECOND}"),
+    "file_absent": (_remapped(**{EMBED: "model-00003-of-00003.safetensors"}), "missing: 'model-00003-of-00003"),
+    "shard_removed": (lambda f: (f / SECOND).unlink(), f"missing: '{SECOND}'"),
     "tensor_in_no_file": (_remapped(**{"extra.weight": FIRST}), "1 listed but in no file ('extra.weight')"),
     "tensor_not_listed": (
         lambda f: write_index(f, {n: s for n, s in MAP.items() if n != NORM}),
@@ -64,18 +69,18 @@ INDEXES = {
     ),
     "index_gone_and_a_shard_missing": (
         lambda f: ((f / INDEX).unlink(), (f / FIRST).unlink()),
-        f"missing: {FIRST}",
+        f"missing: '{FIRST}'",
     ),
     "index_gone_and_many_shards_missing": (
         lambda f: ((f / INDEX).unlink(), (f / FIRST).unlink(), _renamed(SECOND, "model-00002-of-00012.safetensors")(f)),
-        "missing: model-00001-of-00012.safetensors, model-00003-of-00012.safetensors",
+        "missing: 'model-00001-of-00012.safetensors', 'model-00003-of-00012.safetensors'",
     ),
     "index_gone_and_a_gap_in_shards_from_zero": (
         lambda f: (
             (f / INDEX).unlink(),
             _renamed(FIRST, "model-00000-of-00002.safetensors")(f),
         ),
-        "missing: model-00001-of-00002.safetensors",
+        "missing: 'model-00001-of-00002.safetensors",
     ),
     "index_gone_and_a_shard_copied": (
         lambda f: ((f / INDEX).unlink(), (f / "model-copy.safetensors").write_bytes((f / SECOND).read_bytes())),
@@ -87,7 +92,7 @@ INDEXES = {
             (f / SECOND).unlink(),
             _renamed(FIRST, f"model-00001-of-{'9' * 90}.safetensors")(f),
         ),
-        "missing: model-00002-of-9999",
+        "missing: 'model-00002-of-9999",
     ),
 }
 

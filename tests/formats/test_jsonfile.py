@@ -84,3 +84,9 @@ def test_pipes_and_folders_are_not_read(tmp_path):
     for path in (tmp_path / "pipe.json", tmp_path, tmp_path / "none.json"):
         with pytest.raises(InputError):
             read_json_object(path)
+
+
+def test_minus_zero_is_no_whole_number():
+    found = parse_json_object(b'{"a": -0, "b": [0, -1, -0.0], "c": "-0"}', "x")
+    assert [type(v) for v in (found["a"], *found["b"])] == [float, int, int, float]
+    assert found == {"a": 0, "b": [0, -1, 0], "c": "-0"}

@@ -1,5 +1,6 @@
 import json
 import pickle
+import zipfile
 from contextlib import suppress
 
 import numpy as np
@@ -72,7 +73,7 @@ def test_pickled_shards_are_read_whole(tmp_path):
 
 def test_a_missing_pickled_shard_is_named(tmp_path):
     folder = model(tmp_path / "m", tensors_of(TENSORS), "pytorch_model-00001-of-00002.bin")
-    with pytest.raises(FormatError, match=r"missing: pytorch_model-00002-of-00002\.bin"):
+    with pytest.raises(FormatError, match=r"missing: 'pytorch_model-00002-of-00002\.bin"):
         read(folder)
 
 
@@ -177,7 +178,7 @@ def test_no_code_of_a_pickle_runs(tmp_path):
     [
         ([torch.zeros(2)], "holds a list"),
         ({"state_dict": {"w": torch.zeros(2)}}, "'state_dict': a dict"),
-        ({3: torch.zeros(2)}, "the key '3'"),
+        ({3: torch.zeros(2)}, "a key of type int"),
         ({"w": torch.zeros(3, 3).to_sparse()}, "torch.sparse_coo"),
         ({"w": torch.zeros(2, dtype=torch.complex128)}, "torch.complex128"),
         ({"w": torch.zeros(1).expand(10**12)}, "larger than its memory"),
@@ -207,3 +208,26 @@ def test_damaged_pickles_give_a_named_error_or_tensors(tmp_path, zipped):
         path.write_bytes(content)
         with suppress(FormatError):  # and no other error
             assert all(isinstance(tensor, torch.Tensor) for tensor in pickles._load(path).values())
+
+
+@pytest.mark.parametrize("member", ["data.pkl", "data/0"])
+def test_packed_members_are_refused_before_they_are_unpacked(member, tmp_path):
+    """Of data.pkl, half a megabyte would become half a gigabyte; of data/0, packed bytes would be taken for values."""
+    folder = model(tmp_path / "m", tensors_of(TENSORS))
+    path = folder / "pytorch_model.bin"
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            packed = name.endswith(member)
+            archive.writestr(name, data + bytes(packed << 20), zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED)
+    with pytest.raises(FormatError, match=f"the archive packs '.*{member}'"):
+        read(folder)
+
+
+def test_values_that_would_take_ages_to_print_are_refused_at_once(tmp_path):
+    nested = [0]
+    for _ in range(100):
+        nested = [nested, nested]
+    with pytest.raises(FormatError, match="a list"):
+        read(model(tmp_path / "m", {"b": nested, "a": nested}))

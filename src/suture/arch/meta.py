@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from suture.arch.names import Route, Step
+from suture.arch.sealed import refuse_absurd, refused, sealed
 from suture.errors import FormatError, MissingExtra
 from suture.values import Json, Kind, Param
 
@@ -32,9 +33,7 @@ _NEUTRAL = (
     "use_pretrained_backbone",
 )
 
-# A hostile config must not decide how long we build: the largest published models stay far below both.
-_COUNTS = ("layer", "layers", "experts", "depth")
-_MAX_COUNT = 100_000
+# A hostile config must not decide how long we build: the largest published models stay far below it.
 _MAX_MODULES = 100_000
 
 
@@ -112,7 +111,7 @@ def build(model_class: Any, config: Json) -> Built:
     import torch
     from transformers import CONFIG_MAPPING, initialization
 
-    _refuse_absurd(config)
+    refuse_absurd(config)
     plain = _neutral(config)
     model_type = plain.get("model_type")
     known = isinstance(model_type, str) and model_type in CONFIG_MAPPING
@@ -121,6 +120,7 @@ def build(model_class: Any, config: Json) -> Built:
         accepted(model_class.__name__),
         quiet(),
         _limited(),
+        sealed(),
         torch.device("meta"),
         initialization.meta_device_safe_creation_ops(),
     ):
@@ -138,10 +138,12 @@ def accepted(name: str) -> Iterator[None]:
         FormatError: Transformers rejects the config.
         MissingExtra: the class needs a package that is not installed.
     """
-    from huggingface_hub.errors import StrictDataclassError
+    from huggingface_hub.errors import OfflineModeIsEnabled, StrictDataclassError
 
     try:
         yield
+    except OfflineModeIsEnabled as error:
+        raise refused("the Hub") from error
     except ImportError as error:
         raise MissingExtra(
             f"{name} cannot be built: {_line(error)}",
@@ -185,14 +187,6 @@ def _neutral(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_neutral(v) for v in value]
     return value
-
-
-def _refuse_absurd(value: Any) -> None:
-    """Refuse layer counts that no model has: some configs make lists of that length before any module is built."""
-    for key, item in value.items() if isinstance(value, Mapping) else ():
-        if isinstance(item, (int, float)) and str(key).endswith(_COUNTS) and item > _MAX_COUNT:
-            raise FormatError(f"{key!r} is {item}", where="config.json", expected=f"at most {_MAX_COUNT}")
-        _refuse_absurd(item)
 
 
 @contextlib.contextmanager

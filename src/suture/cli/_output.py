@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from suture.errors import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
@@ -40,16 +42,11 @@ def document(data: Any) -> None:
     sys.stdout.write(jsonlib.dumps(to_json(data), indent=2) + "\n")
 
 
-def safe(text: object) -> str:
-    """Text with every character escaped that could move the cursor or change the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in str(text))
-
-
 def styled(text: object, style: str = "") -> Text:
     """Safe text in a style."""
     from rich.text import Text
 
-    return Text(safe(text), style=style)
+    return Text(printable(text), style=style)
 
 
 def line(out: Console, *parts: Text | str) -> None:

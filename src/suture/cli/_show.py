@@ -1,4 +1,4 @@
-"""What commands show to people. Names come from files, so all text goes through `_output.safe`."""
+"""What commands show to people. Names come from files, so all text goes through `errors.printable`."""
 
 from __future__ import annotations
 

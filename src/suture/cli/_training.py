@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from suture.cli._output import console, counted, line, safe, styled
+from suture.cli._output import console, counted, line, styled
+from suture.errors import printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,7 +73,7 @@ def _table(out: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -
 
 def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table: the first column to the left, all others to the right."""
-    cells = [[safe(cell) for cell in row] for row in (header, *rows)]
+    cells = [[printable(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = []
     for first, *rest in cells:

@@ -126,6 +126,10 @@ def _from_index(folder: Path, candidates: Sequence[str]) -> _Weights | None:
     if not isinstance(metadata, dict):
         raise FormatError("metadata is not a table", where=str(path))
     files = sorted(set(weight_map.values()))
+    if not files:
+        raise FormatError(
+            "weight_map names no tensor", where=str(path), do="Save the model again, or download it again."
+        )
     for file in files:
         if "/" in file or not file.endswith(".safetensors"):
             raise FormatError(
@@ -142,7 +146,22 @@ def _from_index(folder: Path, candidates: Sequence[str]) -> _Weights | None:
         raise _missing_shards(folder, missing[:5], len(missing))
     if SINGLE in present and SINGLE not in files:
         raise _two_sets(folder, SINGLE, INDEX)
+    if unlisted := _unlisted_shards(files, present):
+        raise FormatError(
+            f"the index names no tensor of {quoted(unlisted[0])}",
+            where=str(path),
+            expected="tensors of every shard of the set",
+            do="Save the model again, or download it again.",
+        )
     return _Weights(tuple(files), INDEX, weight_map, metadata)
+
+
+def _unlisted_shards(files: Iterable[str], present: Iterable[str]) -> list[str]:
+    """Shards that are there and belong to the same numbered set as listed ones, but are not listed themselves."""
+    listed = {file: (match["stem"], match["total"]) for file in files if (match := _SHARD.match(file))}
+    sets = set(listed.values())
+    found = ((file, _SHARD.match(file)) for file in sorted(present) if file not in listed)
+    return [file for file, match in found if match and (match["stem"], match["total"]) in sets]
 
 
 def _pickled_weights(folder: Path) -> list[str]:
@@ -216,7 +235,9 @@ def _check_index(folder: Path, weights: _Weights, tensors: Mapping[str, TensorIn
 def _missing_shards(folder: Path, names: Sequence[str], n_missing: int) -> FormatError:
     more = f" and {n_missing - len(names)} more" if n_missing > len(names) else ""
     return FormatError(
-        f"weight files are missing: {', '.join(names)}{more}", where=str(folder), do="Finish the download or the copy."
+        f"weight files are missing: {', '.join(quoted(name) for name in names)}{more}",
+        where=str(folder),
+        do="Finish the download or the copy.",
     )
 
 

@@ -79,6 +79,30 @@ def read_exact(file: OpenFile, offset: int, buffer: Buffer, *, tensor: str = "")
         done += n_read
 
 
+def read_whole(path: Path, limit: int) -> bytes:
+    """All bytes of a file.
+
+    Raises:
+        InputError: the file cannot be read.
+        FormatError: it has more than `limit` bytes.
+    """
+    with open_regular(path) as file:
+        if file.n_bytes > limit:
+            raise FormatError(f"the file has {file.n_bytes} bytes", where=str(path), expected=f"at most {limit} bytes")
+        raw = bytearray(file.n_bytes)
+        read_exact(file, 0, raw)
+    return bytes(raw)
+
+
+def read_lines(path: Path, limit: int) -> str:
+    """The text of a UTF-8 file, with one newline at each end of a line. Raises what `read_whole` does."""
+    try:
+        text = read_whole(path, limit).decode("utf-8")
+    except UnicodeError as error:
+        raise FormatError(f"not UTF-8 text: {error}", where=str(path)) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def _where(file: OpenFile, tensor: str) -> str:
     return f"{file.path}: {quoted(tensor)}" if tensor else str(file.path)
 

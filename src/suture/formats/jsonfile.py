@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from suture.errors import FormatError
-from suture.formats.files import open_regular, quoted, read_exact
+from suture.formats.files import quoted, read_whole
 
 MAX_JSON_BYTES = 64 * 1024 * 1024
 MAX_JSON_VALUES = 4 * 1024 * 1024  # bounds the memory that parsing takes; a header of 450 000 tensors has as many
@@ -21,14 +21,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         InputError: the file cannot be read.
         FormatError: it is too large, not UTF-8, not JSON, too deep, ambiguous, or not an object.
     """
-    with open_regular(path) as file:
-        if file.n_bytes > MAX_JSON_BYTES:
-            raise FormatError(
-                f"the JSON file has {file.n_bytes} bytes", where=str(path), expected=f"at most {MAX_JSON_BYTES} bytes"
-            )
-        raw = bytearray(file.n_bytes)
-        read_exact(file, 0, raw)
-    value = parse_json_object(bytes(raw), str(path))
+    value = parse_json_object(read_whole(path, MAX_JSON_BYTES), str(path))
     _check_depth(value, str(path))
     return value
 
@@ -39,7 +32,7 @@ def parse_json_object(raw: bytes, where: str) -> dict[str, Any]:
     if n_values > MAX_JSON_VALUES:
         raise FormatError(f"the JSON text holds {n_values} values", where=where, expected=f"at most {MAX_JSON_VALUES}")
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_int=_whole if b"-0" in raw else None)
         if b"\\ud" in raw or b"\\uD" in raw:
             # An escape can spell half of a surrogate pair, which could not be printed or hashed later.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -52,6 +45,11 @@ def parse_json_object(raw: bytes, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise FormatError(f"the JSON text is a {type(value).__name__}", where=where, expected="an object")
     return value
+
+
+def _whole(digits: str) -> int | float:
+    """A whole number; minus zero is a float, as it is to the reader of the reference, which takes it for no count."""
+    return int(digits) if digits != "-0" else -0.0
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -137,6 +137,7 @@ def _convert(source: Path, target: Path) -> None:
 def _load(path: Path) -> dict[str, torch.Tensor]:
     import torch
 
+    _refuse_packed(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice on old pickles; what it cannot read, it raises
@@ -150,12 +151,39 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
         ) from error
     if not isinstance(state, dict):
         raise FormatError(f"the pickle holds a {type(state).__name__}", where=str(path), expected="a table of tensors")
-    return {_checked_name(path, name): _checked(path, name, value) for name, value in sorted(state.items(), key=repr)}
+    names = sorted(_checked_name(path, name) for name in state)
+    return {name: _checked(path, name, state[name]) for name in names}
+
+
+def _refuse_packed(path: Path) -> None:
+    """Refuse an archive whose members torch.save did not write: it stores them as they are, one beside the other.
+
+    A compressed member would be unpacked to any size, or read as if its packed bytes were values.
+    """
+    try:
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                return
+            members = zipfile.ZipFile(file).infolist()
+            n_bytes = os.fstat(file.fileno()).st_size
+    except _LOAD_ERRORS as error:
+        raise FormatError(f"not an archive as torch.save writes it: {quoted(error)}", where=str(path)) from error
+    packed = [m.filename for m in members if m.compress_type != zipfile.ZIP_STORED]
+    if packed or sum(m.file_size for m in members) > n_bytes:
+        raise FormatError(
+            f"the archive packs {quoted(packed[0])}" if packed else "the archive's members overlap",
+            where=str(path),
+            expected="members that are stored as they are, as torch.save writes them",
+            do="Do not use it unless you know who wrote it; convert it to safetensors yourself.",
+        )
 
 
 def _checked_name(path: Path, name: Any) -> str:
     if not isinstance(name, str):
-        raise FormatError(f"the pickle has the key {quoted(name)}", where=str(path), expected="names of tensors")
+        # Not the key itself: nested tuples can take ages to print.
+        raise FormatError(
+            f"the pickle has a key of type {type(name).__name__}", where=str(path), expected="names of tensors"
+        )
     return name
 
 

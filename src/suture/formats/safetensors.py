@@ -113,7 +113,8 @@ def _tensor(name: str, entry: Any, file: str, start: int, where: str) -> TensorI
     n_bits = math.prod(shape) * DTYPES[dtype].bits
     n_bytes = offsets[1] - offsets[0]
     if n_bits != n_bytes * 8:
-        size = f"{n_bits / 8} bytes" if n_bits % 8 else f"{n_bits // 8} bytes"
+        # Not n_bits / 8: the product of 64 long axes is no float.
+        size = f"{n_bits // 8}{('', '.25', '.5', '.75')[n_bits % 8 // 2]} bytes"
         raise _wrong(where, name, f"{n_bytes} bytes for {dtype} of shape {quoted(shape)}", size)
     if n_bits == 0 and math.prod(n for n in shape if n) > MAX_ITEMS:
         raise _wrong(where, name, f"the shape {quoted(shape)} overflows", "axes whose product fits in 63 bits")

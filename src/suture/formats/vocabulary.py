@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from suture.errors import FormatError
-from suture.formats.jsonfile import read_json_object
+from suture.formats.files import quoted, read_lines
+from suture.formats.jsonfile import MAX_JSON_BYTES, read_json_object
+
+MAX_IDS = 2**31  # of tokens; every tokenizer's ids fit in 32 bits
 
 # Files that together are a tokenizer; anything else beside a model is not.
 TOKENIZER_FILES = frozenset({
@@ -29,17 +32,24 @@ def read_vocabulary(folder: Path) -> Mapping[str, int] | None:
         vocabulary = dict(read_json_object(folder / "vocab.json"))
         if (folder / "added_tokens.json").is_file():
             vocabulary |= read_json_object(folder / "added_tokens.json")
-        return vocabulary
+        return _checked(vocabulary, f"{folder.name}/vocab.json")
     if (folder / "vocab.txt").is_file():
-        return {token: i for i, token in enumerate(_lines(folder / "vocab.txt")) if token}
+        lines = read_lines(folder / "vocab.txt", MAX_JSON_BYTES).split("\n")
+        return {token: i for i, token in enumerate(lines) if token}
     return None
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeError) as error:
-        raise FormatError(f"not UTF-8 text: {error}", where=str(path), expected="one token a line") from error
+def _checked(vocabulary: Mapping[Any, Any], where: str) -> Mapping[str, int]:
+    """The same, when it is a table of text → id. Raises FormatError."""
+    for token, i in vocabulary.items():
+        if not isinstance(token, str) or type(i) is not int or not 0 <= i < MAX_IDS:
+            raise FormatError(
+                f"the token {quoted(token)} has the id {quoted(i)}",
+                where=where,
+                expected=f"text, and a whole number below {MAX_IDS}",
+                do="Save the tokenizer again, or pass --tokenizer base.",
+            )
+    return vocabulary
 
 
 def token_text(token: Any) -> str | None:
@@ -60,11 +70,12 @@ def _fast(tokenizer: Mapping[str, Any], where: str) -> Mapping[str, int]:
     try:
         model = tokenizer["model"]["vocab"]
         tokens = dict(model) if isinstance(model, dict) else {entry[0]: i for i, entry in enumerate(model)}
-        return tokens | {added["content"]: added["id"] for added in tokenizer.get("added_tokens") or ()}
+        tokens |= {added["content"]: added["id"] for added in tokenizer.get("added_tokens") or ()}
     except (KeyError, TypeError, IndexError) as error:
         raise FormatError(
-            f"not a tokenizer file: {error!r}",
+            f"not a tokenizer file: {quoted(repr(error))}",
             where=where,
             expected='"model" with "vocab", and "added_tokens"',
             do="Save the tokenizer again, or pass --tokenizer base.",
         ) from error
+    return _checked(tokens, where)
