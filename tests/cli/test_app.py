@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 
+import click
 import pytest
-from typer.main import get_command
 
 import suture
 from suture.cli.app import app
@@ -33,7 +33,7 @@ def test_every_command_and_option_has_help(run, name):
     assert result.exit_code == 0
     assert "--json" in result.stdout
 
-    command = get_command(app).commands[name]
+    command = app.get_command(click.Context(app), name)
     assert command.help
     assert all(getattr(parameter, "help", None) for parameter in command.params)
 
