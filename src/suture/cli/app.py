@@ -11,6 +11,7 @@ import sys
 import click
 
 from suture.cli._command import Command, Context, command
+from suture.errors import Interrupted
 
 COMMANDS = ("inspect", "check", "fix", "rules", "explain", "plan", "merge", "verify", "train", "resume")
 
@@ -40,6 +41,13 @@ class Suture(click.Group):
         if ctx.resilient_parsing:  # a shell completes a line
             return None
         raise click.NoSuchCommand(cmd_name, possibilities=COMMANDS, ctx=ctx)
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command. Ctrl-C has one exit code, also while a command is still being imported."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise click.exceptions.Exit(Interrupted.exit_code) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write each command with the first paragraph of its help; click would cut it after a line."""

@@ -13,8 +13,7 @@ from suture.cli._command import Answer, Argument, Option
 from suture.errors import Interrupted
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from suture.cli._output import Out
     from suture.values import Outcome
 
 ConfigArgument = Annotated[Path, Argument("RUN.yaml", "The run: base, data, adapter, settings.")]
@@ -71,5 +70,5 @@ def answer(found: Outcome) -> Answer | None:
     return Answer(found, partial(_training.outcome, found=found, base=found.base), exit_code=code)
 
 
-def _written(out: Console, path: Path) -> None:
+def _written(out: Out, path: Path) -> None:
     _output.line(out, f"written: {path}")
