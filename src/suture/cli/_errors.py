@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -41,6 +40,8 @@ def told(*, json: bool, debug: bool) -> Iterator[None]:
         raise Exit(BROKEN_PIPE) from error
     except Exception as error:  # the edge: nothing may pass it as a traceback
         if debug:
+            import traceback
+
             traceback.print_exc()
         found = f"this is a bug in suture: {type(error).__name__}: {error}"
         _tell(SutureError(found, do=ISSUES), json=json, exit_code=BUG)

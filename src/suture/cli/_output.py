@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import os
 import sys
 from collections.abc import Callable
@@ -60,9 +59,11 @@ def answer(data: Any, show: Show, *, json: bool) -> None:
 
 def document(data: Any) -> None:
     """Print frozen values as one JSON document."""
+    import json
+
     from suture.codec import to_json
 
-    sys.stdout.write(jsonlib.dumps(to_json(data), indent=2) + "\n")
+    sys.stdout.write(json.dumps(to_json(data), indent=2) + "\n")
 
 
 def safe(text: object) -> str:
