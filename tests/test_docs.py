@@ -10,16 +10,17 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
-import typer.main
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 import suture
 from suture.cli.app import app
 from suture.rules import RULES
 
 ROOT = Path(__file__).parents[1]
-COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+CONTEXT = click.Context(app)
+COMMANDS: dict[str, Any] = {name: app.get_command(CONTEXT, name) for name in app.list_commands(CONTEXT)}
 PAGES = sorted(path.name for path in ROOT.glob("*.md"))
 PUBLIC = sorted(set(suture.__all__) - {"__version__"})
 

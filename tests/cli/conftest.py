@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner, Result
 from zoo import FAMILIES
 from zoo_adapters import load_base, perturb
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-import typer
+from click.exceptions import Exit
 
 from suture import errors
 from suture.cli._errors import BUG, told
@@ -17,7 +17,7 @@ def classes(root=errors.SutureError):
 
 
 def raised(error, *, json=False, debug=False):
-    with pytest.raises(typer.Exit) as caught, told(json=json, debug=debug):
+    with pytest.raises(Exit) as caught, told(json=json, debug=debug):
         raise error
     return caught.value.exit_code
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from suture.cli._output import console, counted, line, size
+from suture.cli._output import console, counted, line, size, styled
 from suture.errors import printable
 
 
@@ -31,3 +31,12 @@ def test_what_could_move_the_cursor_is_escaped(text, shown):
 def test_lines_are_never_wrapped(capsys):
     line(console(), "x" * 500, " [red]")
     assert capsys.readouterr().out == "x" * 500 + " [red]\n"
+
+
+def test_colours_can_be_asked_for(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    line(console(), styled("red", "bold red"))
+    assert capsys.readouterr().out == "\x1b[1;31mred\x1b[0m\n"
+    monkeypatch.setenv("FORCE_COLOR", "")
+    line(console(), styled("red", "bold red"))
+    assert capsys.readouterr().out == "red\n"

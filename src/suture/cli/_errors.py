@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import typer
+from click.exceptions import Exit
 
 from suture.cli import _output
 from suture.errors import AuditFailed, Findings, Interrupted, NotVerified, ResumeRefused, SutureError
@@ -31,20 +30,22 @@ def told(*, json: bool, debug: bool) -> Iterator[None]:
         yield
     except SutureError as error:
         _tell(error, json=json)
-        raise typer.Exit(error.exit_code) from error
+        raise Exit(error.exit_code) from error
     except KeyboardInterrupt as error:
         stopped = Interrupted("stopped", do="Nothing was left behind.")
         _tell(stopped, json=json)
-        raise typer.Exit(stopped.exit_code) from error
+        raise Exit(stopped.exit_code) from error
     except (BrokenPipeError, SystemExit) as error:  # rich turns the one into the other
         _close_stdout()
-        raise typer.Exit(BROKEN_PIPE) from error
+        raise Exit(BROKEN_PIPE) from error
     except Exception as error:  # the edge: nothing may pass it as a traceback
         if debug:
+            import traceback
+
             traceback.print_exc()
         found = f"this is a bug in suture: {type(error).__name__}: {error}"
         _tell(SutureError(found, do=ISSUES), json=json, exit_code=BUG)
-        raise typer.Exit(BUG) from error
+        raise Exit(BUG) from error
 
 
 def _tell(error: SutureError, *, json: bool, exit_code: int | None = None) -> None:

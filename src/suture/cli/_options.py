@@ -1,4 +1,5 @@
-"""The options that commands share, in groups. A group turns into the library's value of the same meaning."""
+"""The options that commands share, in groups. A group's docstring is its heading in the help; a
+group turns into the library's value of the same meaning."""
 
 from __future__ import annotations
 
@@ -9,8 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from suture.cli._command import Argument, Option
 from suture.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,27 +58,25 @@ class Thoroughness(StrEnum):
     full = "full"
 
 
-BaseArgument = Annotated[str, typer.Argument(metavar="BASE", help="Base model: a folder or a Hub id.")]
-_Adapter = typer.Argument(metavar="ADAPTER", help="LoRA adapter: a folder or a Hub id.", show_default=False)
+BaseArgument = Annotated[str, Argument("BASE", "Base model: a folder or a Hub id.")]
+_Adapter = Argument("ADAPTER", "LoRA adapter: a folder or a Hub id.")
 AdapterArgument = Annotated[str, _Adapter]
 OptionalAdapter = Annotated[str | None, _Adapter]
-OutOption = Annotated[
-    Path, typer.Option("--out", "-o", metavar="OUT", help="Folder for the merged model; must be new or empty.")
-]
-MergedArgument = Annotated[Path, typer.Argument(metavar="MERGED", help="Folder of the merged model, of any tool.")]
+OutOption = Annotated[Path, Option("Folder for the merged model; must be new or empty.", "OUT", short="-o")]
+MergedArgument = Annotated[Path, Argument("MERGED", "Folder of the merged model, of any tool.")]
 
 
 SubjectArgument = Annotated[
-    str, typer.Argument(metavar="BASE", help="Base model (folder or Hub id); or, alone, a finished model or a run.")
+    str, Argument("BASE", "Base model (folder or Hub id); or, alone, a finished model or a run.")
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Forms:
-    """In which form a command tells findings, beside text and --json."""
+    """Other forms of the findings."""
 
-    sarif: Annotated[bool, typer.Option("--sarif", help="Print SARIF 2.1.0, which code hosts read.")] = False
-    github: Annotated[bool, typer.Option("--github", help="Print annotations for a GitHub workflow.")] = False
+    sarif: Annotated[bool, Option("Print SARIF 2.1.0, which code hosts read.")] = False
+    github: Annotated[bool, Option("Print annotations for a GitHub workflow.")] = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +91,11 @@ class Pair:
 class Sources:
     """How to read the two sides."""
 
-    adapter_name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Which adapter, where ADAPTER holds several.")
-    ] = None
-    revision: Annotated[str | None, typer.Option(metavar="REV", help="Branch, tag or commit of BASE on the Hub.")] = (
-        None
-    )
-    adapter_revision: Annotated[
-        str | None, typer.Option(metavar="REV", help="Branch, tag or commit of ADAPTER on the Hub.")
-    ] = None
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Read tensors of .bin files too; their code is never run.")
-    ] = False
-    offline: Annotated[bool, typer.Option("--offline", help="Use what is on this disk; never ask the Hub.")] = False
+    adapter_name: Annotated[str | None, Option("Which adapter, where ADAPTER holds several.", "NAME")] = None
+    revision: Annotated[str | None, Option("Branch, tag or commit of BASE on the Hub.", "REV")] = None
+    adapter_revision: Annotated[str | None, Option("Branch, tag or commit of ADAPTER on the Hub.", "REV")] = None
+    allow_pickle: Annotated[bool, Option("Read tensors of .bin files too; their code is never run.")] = False
+    offline: Annotated[bool, Option("Use what is on this disk; never ask the Hub.")] = False
 
     def reading(self) -> Reading:
         """The library's value. With --offline the Hub's client, not imported yet, is told to stay offline."""
@@ -118,21 +108,18 @@ class Sources:
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What may be chosen about the bytes of a merge."""
+    """What may be chosen about a merge."""
 
-    tied: Annotated[
-        Tied, typer.Option(help="Tied parameters: separate them when needed, always, never, or refuse to.")
-    ] = Tied.auto
-    dtype: Annotated[Dtype | None, typer.Option(help="Type of all float tensors. Default: as in BASE.")] = None
+    tied: Annotated[Tied, Option("Tied parameters: separate them when needed, always, never, or refuse to.")] = (
+        Tied.auto
+    )
+    dtype: Annotated[Dtype | None, Option("Type of all float tensors. Default: as in BASE.")] = None
     tokenizer: Annotated[
-        Tokenizer, typer.Option(help="Whose tokenizer: the adapter's when it extends the base's, or as told.")
+        Tokenizer, Option("Whose tokenizer: the adapter's when it extends the base's, or as told.")
     ] = Tokenizer.auto
     ignore: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="CODE", help="Pass over this rule; a merge allows it for some rules only. May be repeated."
-        ),
-    ] = None
+        tuple[str, ...], Option("Pass over this rule; a merge allows it for some rules only. May be repeated.", "CODE")
+    ] = ()
 
     def of_bytes(self) -> Options:
         """The library's value, without `ignore`."""
@@ -147,7 +134,7 @@ class Choices:
         Raises:
             UsageError: a code that there is not, or that cannot be ignored.
         """
-        codes = tuple(sorted({code.upper() for code in self.ignore or ()}))
+        codes = tuple(sorted({code.upper() for code in self.ignore}))
         if codes:
             _check_codes(codes)
         return dataclasses.replace(self.of_bytes(), ignore=codes)
@@ -165,26 +152,24 @@ def _check_codes(codes: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """How to run a merge; nothing here changes a byte of the model."""
+    """How to run; nothing here changes a byte of the model."""
 
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads. Default: as many as there are cores.")] = None
+    workers: Annotated[int | None, Option("Threads. Default: as many as there are cores.", "N", min=1)] = None
     durability: Annotated[
-        Durability, typer.Option(help="full: return when the disk holds every byte. fast: leave that to the system.")
+        Durability, Option("full: return when the disk holds every byte. fast: leave that to the system.")
     ] = Durability.full
-    verify: Annotated[
-        Thoroughness, typer.Option(help="Check a sample of the rows of every tensor, or recompute all of them.")
-    ] = Thoroughness.sample
+    verify: Annotated[Thoroughness, Option("Check a sample of the rows of every tensor, or recompute all of them.")] = (
+        Thoroughness.sample
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Whether and how to compare the forward passes of the merged and the unmerged model."""
+    """Comparing the forward passes of the merged and the unmerged model."""
 
-    logits: Annotated[
-        bool, typer.Option("--logits", help="Compare the logits of the merged model with those of base + adapter.")
-    ] = False
-    prompt: Annotated[list[str] | None, typer.Option(help="Text for --logits. May be repeated.")] = None
-    device: Annotated[str | None, typer.Option(help="Device for --logits: cpu, cuda, cuda:1 …")] = None
+    logits: Annotated[bool, Option("Compare the logits of the merged model with those of base + adapter.")] = False
+    prompt: Annotated[tuple[str, ...], Option("Text for --logits. May be repeated.", "TEXT")] = ()
+    device: Annotated[str | None, Option("Device for --logits: cpu, cuda, cuda:1 …", "DEVICE")] = None
 
     def settings(self) -> LogitsSettings | None:
         """The library's value; None without --logits.
@@ -200,4 +185,4 @@ class Forward:
 
         if not self.prompt:
             return LogitsSettings(device=self.device)
-        return LogitsSettings(device=self.device, prompts=tuple(self.prompt), n_prompts=len(self.prompt))
+        return LogitsSettings(device=self.device, prompts=self.prompt, n_prompts=len(self.prompt))

@@ -19,7 +19,7 @@ def busy(doing: str) -> Iterator[None]:
     if not sys.stderr.isatty():
         yield
         return
-    with _output.console(stderr=True).status(doing):
+    with _output.terminal(sys.stderr).status(doing):
         yield
 
 
@@ -38,7 +38,7 @@ def shown() -> Iterator[Progress | None]:
         bars.TransferSpeedColumn(),
         bars.TimeRemainingColumn(compact=True),
     )
-    display = bars.Progress(*columns, console=_output.console(stderr=True), transient=True)
+    display = bars.Progress(*columns, console=_output.terminal(sys.stderr), transient=True)
     tasks: dict[str, bars.TaskID] = {}
 
     def advance(stage: str, n_bytes: int, total: int) -> None:

@@ -9,12 +9,11 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from suture.cli._output import counted, line, size, styled
+from suture.cli._output import Plain, counted, line, size, styled
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from suture.checking import Checked
+    from suture.cli._output import Out
     from suture.cli.merge import Merged
     from suture.inspection import AdapterFacts, BaseFacts, Inspection, Trainable
     from suture.pages import ModeRow, Page, RuleRow
@@ -27,7 +26,7 @@ SHOWN = 5  # findings of one rule, or wrong tensors, before the rest is only cou
 MEMORY = "60 to 100 MiB, whatever the size of the model"
 
 
-def checked(out: Console, found: Checked, base: str, adapter: str | None) -> None:
+def checked(out: Out, found: Checked, base: str, adapter: str | None) -> None:
     """What was looked at, the findings, and what to do next."""
     line(out, styled("checked ", "bold"), found.subject)
     line(out)
@@ -43,18 +42,18 @@ def checked(out: Console, found: Checked, base: str, adapter: str | None) -> Non
         line(out, styled("next: ", "dim"), f"suture merge {pair} -o OUT")
 
 
-def document(out: Console, data: object) -> None:
+def document(out: Out, data: object) -> None:
     """One JSON document, in a form that is not ours."""
     line(out, styled(json.dumps(data, indent=2)))
 
 
-def lines(out: Console, texts: Iterable[str]) -> None:
+def lines(out: Out, texts: Iterable[str]) -> None:
     """Texts as they are, a line each."""
     for text in texts:
         line(out, text)
 
 
-def rules(out: Console, table: Sequence[RuleRow]) -> None:
+def rules(out: Out, table: Sequence[RuleRow]) -> None:
     """All rules, a line each, by family."""
     family = ""
     for row in table:
@@ -71,7 +70,7 @@ def _cut(text: str) -> str:
     return textwrap.shorten(text, WIDTH, placeholder=" …")
 
 
-def modes(out: Console, ways: Sequence[ModeRow]) -> None:
+def modes(out: Out, ways: Sequence[ModeRow]) -> None:
     """Every known way in which adapters go wrong, and what stands against it."""
     for way in ways:
         line(out, styled(f"{way.code} ", "bold"), way.title)
@@ -82,7 +81,7 @@ def modes(out: Console, ways: Sequence[ModeRow]) -> None:
             line(out, styled(f"  {'':9}", "dim"), way.reason)
 
 
-def findings(out: Console, found: Sequence[Finding], *, ignored: Collection[str] = ()) -> None:
+def findings(out: Out, found: Sequence[Finding], *, ignored: Collection[str] = ()) -> None:
     """Findings by rule, most severe first, each with the reason why it matters, and how many there are."""
     from suture import pages
     from suture.rules import RULES
@@ -114,7 +113,7 @@ def _filled(text: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
-def _finding(out: Console, finding: Finding) -> None:
+def _finding(out: Out, finding: Finding) -> None:
     line(out, styled(f"  {'at':9}", "dim"), finding.where)
     for label, text in (("found", finding.found), ("expected", finding.expected), ("do", finding.do)):
         first, *rest = text.split("\n")
@@ -124,7 +123,7 @@ def _finding(out: Console, finding: Finding) -> None:
             line(out, f"  {'':9}  {more.strip()}")
 
 
-def fixed(out: Console, found: Fixed, base: str) -> None:
+def fixed(out: Out, found: Fixed, base: str) -> None:
     """What was repaired, what could be, and what is left."""
     verb = "repaired" if found.out is not None else "would repair"
     for repair in found.repairs:
@@ -144,7 +143,7 @@ def fixed(out: Console, found: Fixed, base: str) -> None:
     _after_fix(out, found, base)
 
 
-def _after_fix(out: Console, found: Fixed, base: str) -> None:
+def _after_fix(out: Out, found: Fixed, base: str) -> None:
     if found.out is not None:
         line(out, styled("written to ", "bold"), str(found.out))
         if found.ok:
@@ -155,7 +154,7 @@ def _after_fix(out: Console, found: Fixed, base: str) -> None:
         line(out, styled(f"Nothing was written{name or left}.", "dim"))
 
 
-def _repair(out: Console, repair: Repair) -> None:
+def _repair(out: Out, repair: Repair) -> None:
     for words in repair.words:
         line(out, styled("  what     ", "dim"), words)
     for old, new in sorted(repair.renamed.items())[:2]:
@@ -169,7 +168,7 @@ def _repair(out: Console, repair: Repair) -> None:
         line(out, styled("  assumes  ", "yellow"), repair.assumes)
 
 
-def inspection(out: Console, found: Inspection) -> None:
+def inspection(out: Out, found: Inspection) -> None:
     """A base model and an adapter."""
     _base(out, found.base)
     if found.adapter is not None:
@@ -177,7 +176,7 @@ def inspection(out: Console, found: Inspection) -> None:
         _adapter(out, found.adapter)
 
 
-def _base(out: Console, base: BaseFacts) -> None:
+def _base(out: Out, base: BaseFacts) -> None:
     line(out, styled("base ", "bold"), str(base.folder))
     stored = f"{size(base.n_bytes)} in {counted(base.n_files, 'file')}, {counted(base.n_tensors, 'tensor')}"
     rows = [
@@ -196,7 +195,7 @@ def _tie(members: Iterable[str], why: str) -> str:
     return " = ".join(members) + (f" (cannot be kept apart: {why})" if why else "")
 
 
-def _adapter(out: Console, adapter: AdapterFacts) -> None:
+def _adapter(out: Out, adapter: AdapterFacts) -> None:
     line(out, styled("adapter ", "bold"), f"{adapter.folder} ({adapter.name})")
     stored = f"{size(adapter.n_bytes)}, {counted(adapter.n_tensors, 'tensor')}"
     rows = [
@@ -222,14 +221,14 @@ def _histogram(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{value} ({counted(n, 'module')})" for value, n in counts.items())
 
 
-def _trainable(out: Console, label: str, found: Trainable) -> None:
+def _trainable(out: Out, label: str, found: Trainable) -> None:
     total = f"{found.n_trainable:,} trainable of {found.n_total:,} ({found.percent:.2f} %)"
     line(out, styled(f"  {label:12}", "dim"), styled(total, "bold"))
     for group, n in found.groups.items():
         line(out, f"  {'':12}  {group}: {n:,}")
 
 
-def plan(out: Console, todo: Plan) -> None:
+def plan(out: Out, todo: Plan) -> None:
     """Decisions, operations, bytes, and what a merge needs."""
     from suture.planning.codec import plan_id
 
@@ -260,7 +259,7 @@ def _side_files(todo: Plan) -> str:
     return ", ".join(f"{name} ({origin})" for name, origin in sorted(origins.items()))
 
 
-def growth(out: Console, todo: Plan) -> None:
+def growth(out: Out, todo: Plan) -> None:
     """Tied parameters that come apart, and by how much the model grows."""
     added = {op.tensor: op.end - op.begin for op in todo.operations if op.why == "untie"}
     for members in todo.untied:
@@ -269,7 +268,7 @@ def growth(out: Console, todo: Plan) -> None:
         line(out, styled("untied ", "yellow"), f"{names} get a tensor each: the model grows by {size(n_bytes)}")
 
 
-def merged(out: Console, found: Merged) -> None:
+def merged(out: Out, found: Merged) -> None:
     """What a merge did."""
     operations = found.plan.operations
     n = Counter(op.why for op in operations)
@@ -292,7 +291,7 @@ def merged(out: Console, found: Merged) -> None:
         verdict(out, found.verdict)
 
 
-def verdict(out: Console, found: Verdict) -> None:
+def verdict(out: Out, found: Verdict) -> None:
     """Checks with ticks and crosses, wrong tensors, logits."""
     for check in found.checks:
         tick = styled("✓", "bold green") if check.ok else styled("✗", "bold red")
@@ -305,7 +304,7 @@ def verdict(out: Console, found: Verdict) -> None:
     line(out, word)
 
 
-def _wrong(out: Console, tensors: Sequence[TensorVerdict]) -> None:
+def _wrong(out: Out, tensors: Sequence[TensorVerdict]) -> None:
     """Wrong tensors: how, how much, and why, as far as it can be told."""
     for t in tensors[: 2 * SHOWN]:
         facts = [t.status, f"{t.n_wrong:,} of {t.n_checked:,} wrong"]
@@ -318,7 +317,7 @@ def _wrong(out: Console, tensors: Sequence[TensorVerdict]) -> None:
         line(out, styled(f"… and {len(tensors) - 2 * SHOWN:,} more; --json lists all of them", "dim"))
 
 
-def _logits(out: Console, found: LogitsReport) -> None:
+def _logits(out: Out, found: LogitsReport) -> None:
     new = found.new_token_mean_kl
     rows = [
         ("logits", f"merged against base + adapter ({found.witness}, {found.dtype}), {found.n_positions:,} positions"),
@@ -330,23 +329,23 @@ def _logits(out: Console, found: LogitsReport) -> None:
     _rows(out, rows)
 
 
-def page(out: Console, page: str) -> None:
+def page(out: Out, page: str) -> None:
     """A Markdown page: rendered on a terminal, as it is elsewhere."""
+    if isinstance(out, Plain) or not out.is_terminal:
+        line(out, page.rstrip("\n"))
+        return
     from rich.markdown import Markdown
 
-    if out.is_terminal:
-        out.print(Markdown(page))
-    else:
-        line(out, page.rstrip("\n"))
+    out.print(Markdown(page))
 
 
-def index(out: Console, pages: Sequence[Page]) -> None:
+def index(out: Out, pages: Sequence[Page]) -> None:
     """The list of all pages."""
     for entry in pages:
         line(out, styled(f"{entry.code:18}", "bold"), entry.title)
 
 
-def _rows(out: Console, rows: Iterable[tuple[str, str]]) -> None:
+def _rows(out: Out, rows: Iterable[tuple[str, str]]) -> None:
     """Labelled lines; those without text are left out."""
     for label, text in rows:
         if text:

@@ -8,17 +8,18 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from suture.cli._output import console, counted, line, styled
+from suture.cli._output import Plain, console, counted, line, rich_text, styled
 from suture.errors import printable
 
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from rich.console import Console, RenderableType
+    from rich.console import RenderableType
     from rich.live import Live
     from rich.text import Text
 
+    from suture.cli._output import Out
     from suture.values.training import Audit, Difference, Movement, Outcome, StageLoss, StepMetrics
 
 SHOWN = 5  # names before the rest is only counted
@@ -28,7 +29,7 @@ SECONDS_BETWEEN_LINES = 10.0  # where stderr is no terminal
 STAGES = {"before": "before", "after": "after training", "reloaded": "saved and reloaded", "merged": "merged"}
 
 
-def audit(out: Console, found: Audit) -> None:
+def audit(out: Out, found: Audit) -> None:
     """What trains, and every way in which that is not what was asked for."""
     rows = [
         (row.group, f"{row.n_tensors:,}", f"{row.n_params:,}", ", ".join(row.dtypes), _rates(row.lrs))
@@ -49,7 +50,7 @@ def audit(out: Console, found: Audit) -> None:
         line(out, styled(counted(len(found.differences), "difference"), "bold red"))
 
 
-def _difference(out: Console, found: Difference) -> None:
+def _difference(out: Out, found: Difference) -> None:
     size = f"  ({found.n_params:,} parameters)" if found.n_params else ""
     line(out, styled("✗ ", "bold red"), styled(found.group, "bold"), size)
     for label, text in (("found", found.found), ("do", found.do), ("names", _names(found.names))):
@@ -66,7 +67,7 @@ def _rates(lrs: Iterable[float]) -> str:
     return ", ".join(f"{lr:.3g}" for lr in lrs) or "–"
 
 
-def _table(out: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _table(out: Out, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for number, text in enumerate(_aligned(header, rows)):
         line(out, styled(text, "dim" if number == 0 else ""))
 
@@ -90,7 +91,7 @@ class Display:
         clock: seconds that never go back, for the time between plain lines.
     """
 
-    def __init__(self, out: Console | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, out: Out | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._out = console(stderr=True) if out is None else out
         self._clock = clock
         self._live: Live | None = None
@@ -103,11 +104,12 @@ class Display:
         self._evals: list[tuple[int, float]] = []
 
     def __enter__(self) -> Display:
-        if self._out.is_terminal and not self._out.is_dumb_terminal:
+        out = self._out
+        if not isinstance(out, Plain) and out.is_terminal and not out.is_dumb_terminal:
             from rich.live import Live
 
             # nothing is left of the panel in the end: the outcome tells it all
-            self._live = Live(console=self._out, get_renderable=self._panel, refresh_per_second=2, transient=True)
+            self._live = Live(console=out, get_renderable=self._panel, refresh_per_second=2, transient=True)
             self._live.start(refresh=True)
         return self
 
@@ -186,7 +188,7 @@ class Display:
             rows = [(group, _number(m.lrs.get(group)), _number(m.grad_norms.get(group))) for group in groups]
             body += [_one_line(text) for text in _aligned(("group", "learning rate", "gradient norm"), rows)]
             body += [_one_line(text) for text in _curve(self._points, self._evals, inner)]
-        title = styled(self._stage or "starting", "bold")
+        title = rich_text(styled(self._stage or "starting", "bold"))
         return Panel(Group(*body), title=title, title_align="left", border_style="dim")
 
 
@@ -209,7 +211,7 @@ def _filled(texts: Iterable[str], width: int) -> list[str]:
 
 
 def _one_line(text: str) -> Text:
-    shown = styled(text)
+    shown = rich_text(styled(text))
     shown.no_wrap, shown.overflow = True, "ellipsis"
     return shown
 
@@ -240,7 +242,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
-def outcome(out: Console, found: Outcome, *, base: str = "BASE") -> None:
+def outcome(out: Out, found: Outcome, *, base: str = "BASE") -> None:
     """The answer of a run: where the adapter is, what was measured, what went wrong, and what to do next.
 
     Args:
@@ -261,7 +263,7 @@ def outcome(out: Console, found: Outcome, *, base: str = "BASE") -> None:
     _next(out, found, base)
 
 
-def _headline(out: Console, found: Outcome) -> None:
+def _headline(out: Out, found: Outcome) -> None:
     steps = f"step {found.step:,} of {found.n_steps:,}"
     if found.adapter is None:
         line(out, styled("stopped ", "bold yellow"), f"at {steps}", f": {found.checkpoint}" if found.checkpoint else "")
@@ -270,7 +272,7 @@ def _headline(out: Console, found: Outcome) -> None:
         line(out, styled("trained ", style), f"{found.adapter}: {steps}")
 
 
-def _losses(out: Console, stages: Sequence[StageLoss]) -> None:
+def _losses(out: Out, stages: Sequence[StageLoss]) -> None:
     """Losses by stage; what is saved must lose as much as what was trained, so the difference to it is told."""
     trained = next((stage for stage in stages if stage.stage == "after"), None)
     rows = []
@@ -294,7 +296,7 @@ def _apart(stage: StageLoss, trained: StageLoss) -> str:
     return f"{apart:+.1e}" if apart else "none"
 
 
-def _movements(out: Console, movements: Sequence[Movement]) -> None:
+def _movements(out: Out, movements: Sequence[Movement]) -> None:
     rows = []
     for m in movements:
         moved = f"{100 * m.relative:.3g} %" if m.relative is not None else f"{m.absolute:.3g} from zero"
@@ -309,7 +311,7 @@ def _movements(out: Console, movements: Sequence[Movement]) -> None:
     line(out)
 
 
-def _next(out: Console, found: Outcome, base: str) -> None:
+def _next(out: Out, found: Outcome, base: str) -> None:
     """The command that goes on from here."""
     if found.adapter is None:
         run = shlex.quote(str(found.run))

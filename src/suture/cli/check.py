@@ -5,10 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from suture.cli import _show
-from suture.cli._command import Answer
+from suture.cli._command import Answer, Option
 from suture.cli._options import Choices, Forms, OptionalAdapter, Sources, SubjectArgument
 from suture.cli._progress import busy
 from suture.errors import UsageError
@@ -17,12 +15,9 @@ if TYPE_CHECKING:
     from suture.checking import Checked
     from suture.cli._output import Show
 
-Deep = Annotated[
-    bool, typer.Option("--deep", help="Read values too: NaN, untrained factors, sizes of updates, another base.")
-]
+Deep = Annotated[bool, Option("Read values too: NaN, untrained factors, sizes of updates, another base.")]
 Select = Annotated[
-    list[str] | None,
-    typer.Option(metavar="CODE", help="Tell of these rules only: M301, M3, key-unmatched. May be repeated."),
+    tuple[str, ...], Option("Tell of these rules only: M301, M3, key-unmatched. May be repeated.", "CODE")
 ]
 
 
@@ -34,7 +29,7 @@ def check(  # noqa: PLR0913 - one parameter a group of options
     *,
     adapter: OptionalAdapter = None,
     deep: Deep = False,
-    select: Select = None,
+    select: Select = (),
 ) -> Answer:
     """Find all that is wrong with merging ADAPTER into BASE; with BASE alone, in a finished model or a training run.
 
@@ -43,7 +38,7 @@ def check(  # noqa: PLR0913 - one parameter a group of options
     reading, options = sources.reading(), choices.of_bytes()
     from suture import checking
 
-    selection = checking.Selection(tuple(select or ()), tuple(choices.ignore or ()))
+    selection = checking.Selection(select, choices.ignore)
     with busy("reading values" if deep else "reading headers"):
         found = checking.check_files(subject, adapter, options=options, reading=reading, deep=deep, selection=selection)
     n_errors = found.count("error")

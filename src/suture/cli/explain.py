@@ -5,12 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated
 
-import typer
-
 from suture.cli import _show
-from suture.cli._command import Answer
+from suture.cli._command import Answer, Argument
 
-Code = Annotated[str | None, typer.Argument(metavar="[CODE]", help="A rule (T401, tied-apart) or a method (dora).")]
+Code = Annotated[str | None, Argument("CODE", "A rule (T401, tied-apart) or a method (dora).")]
 
 
 def explain(code: Code = None) -> Answer:

@@ -7,27 +7,17 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from suture.cli import _show
-from suture.cli._command import Answer
+from suture.cli._command import Answer, Option
 from suture.cli._options import Choices, Forward, Pair, Sources
 from suture.cli._progress import busy
 from suture.errors import UsageError
 
 Out = Annotated[
-    Path | None,
-    typer.Option("--out", "-o", metavar="OUT", help="Folder for the repaired adapter. Without it nothing is written."),
+    Path | None, Option("Folder for the repaired adapter. Without it nothing is written.", "OUT", short="-o")
 ]
-Unsafe = Annotated[
-    bool, typer.Option("--unsafe", help="Make repairs too that assume what no file proves; each says what.")
-]
-Separate = Annotated[
-    bool,
-    typer.Option(
-        "--separate", help="Write tied ends that come apart as full matrices, which every tool merges rightly."
-    ),
-]
+Unsafe = Annotated[bool, Option("Make repairs too that assume what no file proves; each says what.")]
+Separate = Annotated[bool, Option("Write tied ends that come apart as full matrices, which every tool merges rightly.")]
 
 
 def fix(  # noqa: PLR0913 - one parameter a group of options

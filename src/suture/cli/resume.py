@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from suture.cli import _training
-from suture.cli._command import Answer
+from suture.cli._command import Answer, Argument
 from suture.cli.train import answer, interruptible
 
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run that was stopped.")]
+RunArgument = Annotated[Path, Argument("RUN", "Folder of a run that was stopped.")]
 
 
 def resume(run: RunArgument) -> Answer | None:

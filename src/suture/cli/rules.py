@@ -5,14 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated
 
-import typer
-
 from suture.cli import _show
-from suture.cli._command import Answer
+from suture.cli._command import Answer, Option
 
-Modes = Annotated[
-    bool, typer.Option("--modes", help="List the known ways adapters go wrong, and what stands against each.")
-]
+Modes = Annotated[bool, Option("List the known ways adapters go wrong, and what stands against each.")]
 
 
 def rules(*, modes: Modes = False) -> Answer:

@@ -8,32 +8,27 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from suture.cli import _output, _training
-from suture.cli._command import Answer
+from suture.cli._command import Answer, Argument, Option
 from suture.errors import Interrupted
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from suture.cli._output import Out
     from suture.values import Outcome
 
-ConfigArgument = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run: base, data, adapter, settings.")]
+ConfigArgument = Annotated[Path, Argument("RUN.yaml", "The run: base, data, adapter, settings.")]
 FieldsArgument = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[FIELD=VALUE]…", help="Settings in the place of the file's: lr=1e-4 adapter.rank=32"),
+    tuple[str, ...], Argument("FIELD=VALUE", "Settings in the place of the file's: lr=1e-4 adapter.rank=32")
 ]
 ContinueOption = Annotated[
-    str | None,
-    typer.Option("--continue", metavar="ADAPTER", help="Go on from an adapter; its config is inherited."),
+    str | None, Option("Go on from an adapter; its config is inherited.", "ADAPTER", name="--continue")
 ]
-InitOption = Annotated[bool, typer.Option("--init", help="Write an example with every setting to RUN.yaml, and end.")]
+InitOption = Annotated[bool, Option("Write an example with every setting to RUN.yaml, and end.")]
 
 
 def train(
     config: ConfigArgument,
-    fields: FieldsArgument = None,
+    fields: FieldsArgument = (),
     continue_from: ContinueOption = None,
     init: InitOption = False,
 ) -> Answer | None:
@@ -46,7 +41,7 @@ def train(
     from suture.training import run
     from suture.training.config import load
 
-    settings = load(config, fields or ())
+    settings = load(config, fields)
     with interruptible(settings.out), _training.Display() as display:
         found = run.train(settings, continue_from=continue_from, observer=display)
     return answer(found)
@@ -75,5 +70,5 @@ def answer(found: Outcome) -> Answer | None:
     return Answer(found, partial(_training.outcome, found=found, base=found.base), exit_code=code)
 
 
-def _written(out: Console, path: Path) -> None:
+def _written(out: Out, path: Path) -> None:
     _output.line(out, f"written: {path}")

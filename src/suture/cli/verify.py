@@ -5,13 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated
 
-import typer
-
 from suture.cli import _progress, _show
-from suture.cli._command import Answer
+from suture.cli._command import Answer, Option
 from suture.cli._options import Choices, Forward, MergedArgument, Pair, Sources
 
-Full = Annotated[bool, typer.Option("--full", help="Recompute every row, instead of a sample of every tensor.")]
+Full = Annotated[bool, Option("Recompute every row, instead of a sample of every tensor.")]
 
 
 def verify(
