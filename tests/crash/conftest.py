@@ -41,6 +41,7 @@ def make_inputs(folder: Path, model: object, shard_size: str) -> Path:
     live = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
     perturb(live, seed=0, std=0.02)
     live.save_pretrained(folder / "adapter")
+    (folder / "adapter" / "README.md").unlink()  # a model card: what it says is a hint, and what cannot be read is none
     return folder
 
 
