@@ -65,8 +65,8 @@ MAY_IMPORT = {
         *["separation"],
     ],
     "cli": [
-        *["values", "errors", "codec", "planning", "rules", "verification", "pages", "code_hosts", "pipeline"],
-        *["inspection", "training", "checking", "repairing"],
+        *["values", "errors", "codec", "compiled", "planning", "rules", "verification", "pages", "code_hosts"],
+        *["pipeline", "inspection", "training", "checking", "repairing"],
     ],
 }
 ROOTS = {"__init__", "__main__"}  # the package's face: `import suture` is lazy, `python -m suture` is cli

@@ -6,6 +6,7 @@ suture.check(folder)               … with a finished model, or a training run
 suture.check(model)                … with a PeftModel in memory
 suture.fix(base, adapter, out)     the adapter with its names and its config repaired
 suture.plan(base, adapter)         what a merge would do
+suture.forecast(base, adapter)     … and what it will cost: bytes, disk, memory, time
 suture.merge(base, adapter, out)   the merge: streamed, verified, then visible
 suture.verify(base, adapter, out)  the proof, for merges of any tool
 suture.explain(code)               the page of a rule
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # for type checkers; at run time __getattr__ imports a name w
     from suture.inspection import inspect as inspect
     from suture.pages import explain as explain
     from suture.pipeline import Reading as Reading
+    from suture.pipeline import forecast as forecast
     from suture.pipeline import merge as merge
     from suture.pipeline import plan as plan
     from suture.pipeline import verify as verify
@@ -38,6 +40,7 @@ if TYPE_CHECKING:  # for type checkers; at run time __getattr__ imports a name w
     from suture.training.run import train as train
     from suture.values import Audit as Audit
     from suture.values import Finding as Finding
+    from suture.values import Forecast as Forecast
     from suture.values import Ledger as Ledger
     from suture.values import Options as Options
     from suture.values import Outcome as Outcome
@@ -53,6 +56,7 @@ _HOMES = {
     "Audit": "values",
     "Finding": "values",
     "Fixed": "repairing",
+    "Forecast": "values",
     "Ledger": "values",
     "LogitsSettings": "verification.logits",
     "Options": "values",
@@ -70,6 +74,7 @@ _HOMES = {
     "check": "checking",
     "explain": "pages",
     "fix": "repairing",
+    "forecast": "pipeline",
     "inspect": "inspection",
     "merge": "pipeline",
     "plan": "pipeline",

@@ -28,6 +28,38 @@ def test_json(document, base, adapters, tmp_path):
     assert found["verdict"] is None
 
 
+def test_hashes_are_a_choice(document, base, adapters, tmp_path):
+    _, found = document("merge", base, adapters / "qv", "-o", tmp_path / "out", "--hash", "none", "--hash-inputs")
+    assert "model.safetensors" not in found["receipt"]["sha256"]
+    assert "config.json" in found["receipt"]["sha256"]
+    assert "model.safetensors" in found["receipt"]["base_sha256"]
+
+
+def test_links_are_told(run, base, adapters, tmp_path, resharded):
+    out = tmp_path / "out"
+    result = run("merge", resharded, adapters / "qv", "-o", out, "--link")
+    assert result.exit_code == 0
+    linked = [p.name for p in sorted(out.glob("*.safetensors")) if p.samefile(resharded / p.name)]
+    assert linked
+    assert f"linked      {len(linked)} file" in result.stdout
+
+
+@pytest.fixture
+def resharded(base, tmp_path):
+    """The base in files of one tensor or two, as Transformers writes them."""
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(base).save_pretrained(tmp_path / "shards", max_shard_size="5KB")
+    return tmp_path / "shards"
+
+
+def test_a_merge_by_torch(document, base, adapters, tmp_path):
+    plain, torch = tmp_path / "plain", tmp_path / "torch"
+    document("merge", base, adapters / "qv", "-o", plain)
+    code, found = document("merge", base, adapters / "qv", "-o", torch, "--compute-device", "cpu")
+    assert (code, found["receipt"]["kernel"][:6]) == (0, "torch ")
+
+
 def test_the_forward_pass_is_compared_when_asked(document, base, adapters, tmp_path):
     code, found = document("merge", base, adapters / "qv", "-o", tmp_path / "out", "--logits", "--device", "cpu")
     assert code == 0

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
+from suture import compiled
+from suture.cli._options import Running
 from suture.codec import from_json
 from suture.values import Plan
 
@@ -15,21 +19,53 @@ def test_decisions_and_needs(run, base, adapters):
     assert "  copy               20" in result.stdout
     assert "  untie               1              12,288" in result.stdout
     assert "config.json (generated)" in result.stdout
-    assert "60 to 100 MiB" in result.stdout
+    assert "MiB, with" in result.stdout
+    assert "name OUT with -o" in result.stdout
     assert result.stderr == ""
 
 
-def test_json_is_the_plan(document, base, adapters):
-    code, found = document("plan", base, adapters / "qv")
-    plan = from_json(Plan, found)
+def test_time_is_measured_beside_the_output(run, base, adapters, tmp_path):
+    result = run("plan", base, adapters / "qv", "-o", tmp_path / "out")
+    assert "  time        about " in result.stdout
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_json_has_the_plan_and_what_it_costs(document, base, adapters):
+    code, found = document("plan", base, adapters / "qv", "--workers", "1")
+    plan = from_json(Plan, found["plan"])
     assert code == 0
     assert sum(op.why == "merge" for op in plan.operations) == 4
+    assert found["n_bytes_computed"] + found["n_bytes_copied"] == plan.n_bytes_written
+    assert (found["workers"], found["seconds"]) == (1, None)
+
+
+def test_a_missing_kernel_is_told(run, base, adapters, monkeypatch):
+    assert "numpy computes" not in run("plan", base, adapters / "qv").stdout
+    monkeypatch.setattr(compiled, "why_not", lambda: "no compiler")
+    assert (
+        "numpy computes this merge, at about a third of the speed: no compiler"
+        in run("plan", base, adapters / "qv").stdout
+    )
+
+
+@pytest.mark.parametrize("text", ["", "much", "1e9", "-5MB", "12XB", "5 parsecs"])
+def test_what_is_no_size(run, base, adapters, text):
+    result = run("plan", base, adapters / "qv", "--max-memory", text)
+    assert result.exit_code == 2
+    assert "is not a size" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"), [("500MB", 500_000_000), ("2GiB", 2 << 30), ("1.5 g", 1_500_000_000), ("4096", 4096)]
+)
+def test_sizes(text, n_bytes):
+    assert Running(max_memory=text).settings().max_memory == n_bytes
 
 
 def test_options_reach_the_plan(document, base, adapters):
     _, found = document("plan", base, adapters / "qv", "--dtype", "bf16", "--tied", "untie")
-    assert {op["dtype"] for op in found["operations"]} == {"BF16"}
-    assert found["options"]["tied"] == "untie"
+    assert {op["dtype"] for op in found["plan"]["operations"]} == {"BF16"}
+    assert found["plan"]["options"]["tied"] == "untie"
 
 
 def test_a_refusal_lists_the_findings_on_stderr(run, base, adapters):

@@ -18,7 +18,7 @@ from execute.made_plans import contents, make_pair, make_plan
 import suture
 from suture import execute
 from suture.errors import DiskFull, InputError, OutputError, OutputExists, OutputLocked
-from suture.execute import claim, staging
+from suture.execute import claim, hashing, staging
 from suture.planning.codec import plan_id
 from suture.values import Running, SideFile, Verdict
 
@@ -322,7 +322,7 @@ def test_an_error_on_reading_back_is_told_as_such(pair, plan, out, monkeypatch):
         return preadv(fd, buffers, offset)
 
     monkeypatch.setattr(os, "preadv", broken)
-    monkeypatch.setattr(execute.PrefixHash, "feed", lambda self, begin, data: None)
+    monkeypatch.setattr(hashing.PrefixHash, "feed", lambda self, begin, data: None)
     with pytest.raises(OutputError, match="cannot be read back: Input/output error"):
         execute.run(plan, pair.inputs, out)
     assert left(out) == []

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -15,7 +17,8 @@ from suture.errors import UsageError
 
 if TYPE_CHECKING:
     from suture.pipeline import Reading
-    from suture.values import Options
+    from suture.values import Options, Plan
+    from suture.values import Running as Settings
     from suture.verification.logits import LogitsSettings
 
 
@@ -51,6 +54,13 @@ class Durability(StrEnum):
     fast = "fast"
 
 
+class Hash(StrEnum):
+    """--hash"""
+
+    sha256 = "sha256"
+    none = "none"
+
+
 class Thoroughness(StrEnum):
     """--verify"""
 
@@ -63,6 +73,9 @@ _Adapter = Argument("ADAPTER", "LoRA adapter: a folder or a Hub id.")
 AdapterArgument = Annotated[str, _Adapter]
 OptionalAdapter = Annotated[str | None, _Adapter]
 OutOption = Annotated[Path, Option("Folder for the merged model; must be new or empty.", "OUT", short="-o")]
+OptionalOut = Annotated[
+    Path | None, Option("Where OUT will be: measures beside it how long the merge will take.", "OUT", short="-o")
+]
 MergedArgument = Annotated[Path, Argument("MERGED", "Folder of the merged model, of any tool.")]
 
 
@@ -152,7 +165,7 @@ def _check_codes(codes: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """How to run; nothing here changes a byte of the model."""
+    """How to run; nothing here is part of the plan."""
 
     workers: Annotated[int | None, Option("Threads. Default: as many as there are cores.", "N", min=1)] = None
     durability: Annotated[
@@ -161,6 +174,47 @@ class Running:
     verify: Annotated[Thoroughness, Option("Check a sample of the rows of every tensor, or recompute all of them.")] = (
         Thoroughness.sample
     )
+    hash: Annotated[Hash, Option("sha256: of every file of OUT, in the receipt. none: of the small ones.")] = (
+        Hash.sha256
+    )
+    hash_inputs: Annotated[bool, Option("Put the sha256 of BASE's weight files into the receipt as well.")] = False
+    link: Annotated[
+        bool,
+        Option("Make files that do not change hard links to BASE's. Whoever changes them in place changes both."),
+    ] = False
+    max_memory: Annotated[str | None, Option("Stay within, with fewer threads if need be: 500MB, 2GiB.", "SIZE")] = None
+    compute_device: Annotated[
+        str | None, Option("Compute products with torch on this device: cuda, cuda:1 … Default: here.", "DEVICE")
+    ] = None
+
+    def settings(self, announce: Callable[[Plan], None] | None = None) -> Settings:
+        """The library's value.
+
+        Raises:
+            UsageError: a size that cannot be read.
+        """
+        from suture.values import Running as Settings
+
+        return Settings(
+            workers=self.workers,
+            durable=self.durability is Durability.full,
+            hashes=self.hash is Hash.sha256,
+            hash_inputs=self.hash_inputs,
+            link=self.link,
+            device=self.compute_device,
+            max_memory=None if self.max_memory is None else _bytes(self.max_memory),
+            full_verify=self.verify is Thoroughness.full,
+            announce=announce,
+        )
+
+
+def _bytes(text: str) -> int:
+    """A number of bytes: 500MB, 2GiB, 1.5 G."""
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,3})?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise UsageError(f"{text!r} is not a size", where="--max-memory", expected="such as 500MB or 2GiB")
+    number, unit, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(unit.upper() or " "))
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,12 +18,11 @@ if TYPE_CHECKING:
     from suture.inspection import AdapterFacts, BaseFacts, Inspection, Trainable
     from suture.pages import ModeRow, Page, RuleRow
     from suture.repairing import Fixed
-    from suture.values import Finding, LogitsReport, Plan, Repair, TensorVerdict, Verdict
+    from suture.values import Finding, Forecast, LogitsReport, Plan, Repair, TensorVerdict, Verdict
 
 COLOURS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 WIDTH = 100  # of running text
 SHOWN = 5  # findings of one rule, or wrong tensors, before the rest is only counted
-MEMORY = "60 to 100 MiB, whatever the size of the model"
 
 
 def checked(out: Out, found: Checked, base: str, adapter: str | None) -> None:
@@ -228,10 +227,11 @@ def _trainable(out: Out, label: str, found: Trainable) -> None:
         line(out, f"  {'':12}  {group}: {n:,}")
 
 
-def plan(out: Out, todo: Plan) -> None:
+def plan(out: Out, found: Forecast) -> None:
     """Decisions, operations, bytes, and what a merge needs."""
     from suture.planning.codec import plan_id
 
+    todo = found.plan
     growth(out, todo)
     for note in todo.notes:
         line(out, "• ", note)
@@ -242,15 +242,27 @@ def plan(out: Out, todo: Plan) -> None:
     for why, n in sorted(counts.items()):
         line(out, f"  {why:12}{n:>9,}{sizes[why]:>20,}")
     line(out)
+    took = "name OUT with -o, and a probe tells" if found.seconds is None else f"about {found.seconds:.0f} s"
     rows = [
-        ("reads", size(todo.n_bytes_read)),
+        ("reads", size(found.n_bytes_read)),
         ("writes", f"{size(todo.n_bytes_written)} in {counted(len(todo.files), 'weight file')}"),
         ("beside them", _side_files(todo)),
-        ("disk", f"{size(todo.n_bytes_written)} free, and the small files beside them"),
-        ("memory", MEMORY),
+        ("disk", f"{size(found.n_bytes_disk)} free"),
+        ("memory", f"at most about {size(found.n_bytes_memory)}, with {counted(found.workers, 'thread')}"),
+        ("time", took),
+        ("kernel", found.kernel),
         ("plan", plan_id(todo)),
     ]
     _rows(out, rows)
+    slow_kernel(out)
+
+
+def slow_kernel(out: Out) -> None:
+    """That the compiled kernel is missing, and why."""
+    from suture import compiled
+
+    if why := compiled.why_not():
+        line(out, styled("note ", "yellow"), f"numpy computes this merge, at about a third of the speed: {why}")
 
 
 def _side_files(todo: Plan) -> str:
@@ -286,6 +298,8 @@ def merged(out: Out, found: Merged) -> None:
         ("receipt", str(found.out / "suture_receipt.json")),
         ("wrote", f"{size(found.plan.n_bytes_written)} in {found.seconds:.1f} s ({speed}/s, verification included)"),
     ]
+    if found.receipt.linked:
+        rows.append(("linked", f"{counted(len(found.receipt.linked), 'file')} of BASE: do not change them in place"))
     _rows(out, rows)
     if found.verdict is not None:
         verdict(out, found.verdict)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from suture.cli import _output, _progress, _show
 from suture.cli._command import Answer
-from suture.cli._options import Choices, Durability, Forward, OutOption, Pair, Running, Sources, Thoroughness
+from suture.cli._options import Choices, Forward, OutOption, Pair, Running, Sources
 
 if TYPE_CHECKING:
     from suture.values import Plan, Receipt, Verdict
@@ -32,17 +32,15 @@ def merge(pair: Pair, out: OutOption, sources: Sources, choices: Choices, runnin
     """Merge ADAPTER into BASE. OUT appears whole and verified, or not at all."""
     reading, options, settings = sources.reading(), choices.options(), forward.settings()
     from suture import pipeline
-    from suture.values import Running as Settings
 
     plans: list[Plan] = []
 
     def announce(plan: Plan) -> None:
         plans.append(plan)
         _show.growth(_output.console(stderr=True), plan)
+        _show.slow_kernel(_output.console(stderr=True))
 
-    start, full = time.monotonic(), running.verify is Thoroughness.full
-    durable = running.durability is Durability.full
-    how = Settings(workers=running.workers, durable=durable, full_verify=full, announce=announce)
+    start, how = time.monotonic(), running.settings(announce)
     with _progress.shown() as progress:
         receipt = pipeline.merge(
             pair.base, pair.adapter, out, options=options, reading=reading, running=how, progress=progress
@@ -51,6 +49,6 @@ def merge(pair: Pair, out: OutOption, sources: Sources, choices: Choices, runnin
     found = None
     if settings is not None:
         found = pipeline.verify(pair.base, pair.adapter, out, options=options, reading=reading, logits=settings)
-    done = Merged(out, plans[0], receipt, seconds, full, found)
+    done = Merged(out, plans[0], receipt, seconds, how.full_verify, found)
     data = {"out": out, "receipt": receipt, "seconds": seconds, "verdict": found}
     return Answer(data, partial(_show.merged, found=done), exit_code=0 if found is None or found.ok else 3)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import threadpoolctl
@@ -15,17 +14,19 @@ from suture.execute.claim import check_output, claiming, giving_up, hand_over
 from suture.execute.device import Device
 from suture.execute.disk import writing
 from suture.execute.forecast import memory, seconds, workers_within
+from suture.execute.hashing import counts_of, hashes_of, hashes_of_base, hashes_of_links
 from suture.execute.inputs import Inputs, check_inputs, require_unchanged, state
 from suture.execute.journal import Head, boot_id
 from suture.execute.kernel import Formulas, Kernel, Readers, check_computable
 from suture.execute.local import Progress, Queue, Worker, work
-from suture.execute.pieces import Piece, division, header_bytes, split
-from suture.execute.prefix import Hash, NoHash, PrefixHash
+from suture.execute.pieces import Piece, division, split
+from suture.execute.prefix import Hash
 from suture.execute.probe import probe
 from suture.execute.publish import abandon, publish
-from suture.execute.receipt import RECEIPT, kernel_name, make_receipt, receipt_bytes
+from suture.execute.receipt import RECEIPT, Made, kernel_name, make_receipt, receipt_bytes
 from suture.execute.staging import Stage
 from suture.execute.stop import Stop, stop_signals
+from suture.execute.whole import require_linkable, whole_files
 from suture.factors import FactorReader
 from suture.formats import TensorReader
 from suture.planning.codec import plan_id
@@ -63,23 +64,34 @@ def run(
         UsageError: the device or the memory that is allowed will not do. Interrupted: Ctrl-C or SIGTERM.
     """
     running = running or Running()
-    pieces = split(plan)
-    workers = workers_within(plan, running, len(pieces))
     check_inputs(plan, inputs)
     check_computable(plan, inputs)
+    whole = whole_files(plan, inputs, tell=running.link)
+    links = whole if running.link else {}
+    pieces = split(plan, links)
+    workers = workers_within(plan, running, len(pieces))
     formulas = Device(running.device) if running.device else fused.load()
     with stop_signals() as stop, claiming(out, plan_id(plan)) as claimed:
-        stage = Stage(claimed, plan, stop, durable=running.durable)
+        require_linkable(claimed, links)
+        written = [file for file in plan.files if file.name not in links]
+        stage = Stage(claimed, written, stop, durable=running.durable)
         with closing(stage), threadpoolctl.threadpool_limits(1, "blas"):
             kernel, before = kernel_name(formulas), state(plan, inputs)
             head = Head(plan_id(plan), state(plan, inputs, strict=True), kernel, division(pieces), boot_id())
             stage.open(head, pieces)
+            there = stage.clone({name: path for name, path in whole.items() if name not in links})
+            done = stage.done | {piece.number for piece in pieces if piece.file in there}
             sha256 = _side_files(plan, inputs, stage)
-            hashes = _hashes(plan, stage, pieces, wanted=running.hashes)
-            _weights(plan, inputs, stage, pieces, _Team(workers, formulas, hashes), progress)
+            hashes = hashes_of(written, stage, pieces, done) if running.hashes else counts_of(written, pieces, done)
+            hashes |= hashes_of_links(links) if running.hashes else {}
+            left = [piece for piece in pieces if piece.number not in done]
+            _weights(plan, inputs, stage, left, _Team(workers, formulas, hashes), progress)
+            base_sha256 = hashes_of_base(inputs, stage, workers) if running.hash_inputs else {}
             require_unchanged(plan, inputs, before)
+            for name, path in sorted(links.items()):
+                stage.link(name, path)
             sha256 |= {name: hashes[name].hexdigest() for name in sorted(hashes)} if running.hashes else {}
-            receipt = make_receipt(plan, inputs, kernel, sha256)
+            receipt = make_receipt(plan, inputs, kernel, Made(sha256, base_sha256, tuple(sorted(links))))
             stage.text(RECEIPT, receipt_bytes(receipt))
             stage.wait_for_disk()
             stage.check()
@@ -94,23 +106,25 @@ def forecast(plan: Plan, inputs: Inputs, out: Path | None, running: Running | No
         InputError: an input cannot be read. OutputError, DiskFull: nothing can be written beside `out`.
     """
     running = running or Running()
-    pieces = split(plan)
+    links = whole_files(plan, inputs, tell=True) if running.link else {}
+    pieces = split(plan, links)
     workers = workers_within(plan, running, len(pieces))
     formulas = Device(running.device) if running.device else fused.load()
+    linked = sum(file.n_bytes for file in plan.files if file.name in links)
     took = None
     if out is not None:
         check_output(out)
         beside = next(p for p in out.resolve().parents if p.exists())
         with writing(beside), threadpoolctl.threadpool_limits(1, "blas"):
             rates = probe(pieces, inputs, beside, formulas, durable=running.durable)
-        took = seconds(plan, rates, workers)
+        took = seconds(pieces, rates, workers)
     computed = sum(op.end - op.begin for op in plan.operations if not op.is_copy)
     return Forecast(
         plan=plan,
-        n_bytes_read=plan.n_bytes_read,
+        n_bytes_read=plan.n_bytes_read - linked,
         n_bytes_computed=computed,
-        n_bytes_copied=plan.n_bytes_written - computed,
-        n_bytes_disk=plan.n_bytes_written + _small_bytes(plan, inputs),
+        n_bytes_copied=plan.n_bytes_written - computed - linked,
+        n_bytes_disk=plan.n_bytes_written - linked + _small_bytes(plan, inputs),
         n_bytes_memory=memory(plan, workers),
         workers=workers,
         kernel=kernel_name(formulas),
@@ -141,10 +155,9 @@ class _Team:
 
 
 def _weights(
-    plan: Plan, inputs: Inputs, stage: Stage, pieces: Sequence[Piece], team: _Team, progress: Progress | None
+    plan: Plan, inputs: Inputs, stage: Stage, left: Sequence[Piece], team: _Team, progress: Progress | None
 ) -> None:
     """Write the pieces that are not there yet."""
-    left = [piece for piece in pieces if piece.number not in stage.done]
     if progress is not None:
         progress(plan.n_bytes_written - sum(piece.n_bytes for piece in left))
     with TensorReader(inputs.checkpoint.folder) as base, TensorReader(inputs.adapter.folder) as adapter:
@@ -152,20 +165,3 @@ def _weights(
         readers: Readers = {"base": base, "adapter": adapter}
         workers = [Worker(stage, Kernel(readers, factors, team.formulas), team.hashes) for _ in range(team.n_workers)]
         work(workers, Queue(left), stage.stop, progress)
-
-
-def _hashes(plan: Plan, stage: Stage, pieces: Sequence[Piece], *, wanted: bool) -> dict[str, Hash]:
-    """The hash of each weight file, with its header, and told of the pieces that are there."""
-    bounds = {file.name: [0, file.n_bytes] for file in plan.files}
-    for piece in pieces:
-        bounds[piece.file].append(piece.begin)
-    hashes: dict[str, Hash] = {}
-    for file in plan.files:
-        read = partial(stage.read, file.name)
-        hashes[file.name] = PrefixHash(bounds[file.name], read) if wanted else NoHash(bounds[file.name])
-        hashes[file.name].feed(0, memoryview(header_bytes(file)))
-        hashes[file.name].finish(0)
-    for piece in pieces:
-        if piece.number in stage.done:
-            hashes[piece.file].finish(piece.begin)
-    return hashes

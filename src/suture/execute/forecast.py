@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from suture.errors import UsageError
 from suture.execute.kernel import working_dtype
 from suture.execute.local import count_workers
+from suture.execute.pieces import Piece, Rows, row_bytes
 from suture.execute.staging import CHUNK_BYTES
 from suture.factors import KEPT_BYTES
 from suture.formats.dtypes import DTYPES
@@ -69,9 +71,11 @@ class Rates:
     synced: float
 
 
-def seconds(plan: Plan, rates: Rates, workers: int) -> float:
+def seconds(pieces: Iterable[Piece], rates: Rates, workers: int) -> float:
     """How long a merge takes at these rates."""
-    computed = sum(op.end - op.begin for op in plan.operations if not op.is_copy)
-    copied = plan.n_bytes_written - computed
-    work = (computed * rates.computed + copied * rates.copied) / workers
-    return START_SECONDS + max(work * CHECKING, plan.n_bytes_written * rates.synced)
+    work = n_bytes = 0.0
+    for piece in pieces:
+        computed = sum((step.stop - step.start) * row_bytes(step.op) for step in piece.steps if isinstance(step, Rows))
+        work += computed * rates.computed + (piece.n_bytes - computed) * rates.copied
+        n_bytes += piece.n_bytes
+    return START_SECONDS + max(work / workers * CHECKING, n_bytes * rates.synced)

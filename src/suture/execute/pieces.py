@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TypeAlias
@@ -80,8 +80,11 @@ def row_bytes(op: Operation) -> int:
     return (op.end - op.begin) // op.rows
 
 
-def split(plan: Plan) -> tuple[Piece, ...]:
+def split(plan: Plan, without: Collection[str] = ()) -> tuple[Piece, ...]:
     """All pieces of a plan. They cover each file from the end of its header to its end.
+
+    Args:
+        without: files that are not to be written.
 
     Raises:
         FormatError: the plan's bytes do not fit together, or a file name leaves the folder.
@@ -94,6 +97,8 @@ def split(plan: Plan) -> tuple[Piece, ...]:
         operations[op.file].append(op)
     pieces: list[Piece] = []
     for file in plan.files:
+        if file.name in without:
+            continue
         for begin, steps in _grouped(file, _steps(file, operations[file.name])):
             pieces.append(Piece(len(pieces), file.name, begin, steps[-1].end, tuple(steps)))
     return tuple(pieces)

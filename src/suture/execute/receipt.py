@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,16 @@ def kernel_name(formulas: object = None) -> str:
     return f"{own}numpy {np.__version__}, {found[0] if found else _built_with()}"
 
 
-def make_receipt(plan: Plan, inputs: Inputs, kernel: str, sha256: Mapping[str, str]) -> Receipt:
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a merge has put down: hashes by file name, where they were wanted, and files that are links."""
+
+    sha256: Mapping[str, str]
+    base_sha256: Mapping[str, str]
+    linked: tuple[str, ...]
+
+
+def make_receipt(plan: Plan, inputs: Inputs, kernel: str, made: Made) -> Receipt:
     """The receipt of a merge. It holds no time and no host name."""
     return Receipt(
         schema=SCHEMA,
@@ -53,9 +63,11 @@ def make_receipt(plan: Plan, inputs: Inputs, kernel: str, sha256: Mapping[str, s
             "suture": suture.__version__,
             "transformers": importlib.metadata.version("transformers"),
         },
-        sha256=dict(sorted(sha256.items())),
+        sha256=dict(sorted(made.sha256.items())),
         untied=plan.untied,
         notes=plan.notes,
+        base_sha256=made.base_sha256,
+        linked=made.linked,
     )
 
 

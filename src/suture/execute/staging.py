@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,22 +21,27 @@ from suture.execute.journal import Head, Past, journal_text, piece_line, read_jo
 from suture.execute.pieces import Piece, header_bytes
 from suture.execute.stop import Stop
 from suture.formats.files import inside, open_regular, read_exact
-from suture.values import OutputFile, Plan
+from suture.values import OutputFile
 
 CHUNK_BYTES = 1 << 20
+_FICLONE = 0x40049409 if sys.platform == "linux" else None  # of linux/fs.h
 _OTHER_DISK = "Write to another disk. Nothing was written."
 
 log = logging.getLogger(__name__)
 
 
 class Stage:
-    """The staging folder while it is filled. Safe to be used by several threads; `stop` makes every call raise."""
+    """The staging folder while it is filled. Safe to be used by several threads; `stop` makes every call raise.
 
-    def __init__(self, claimed: Claim, plan: Plan, stop: Stop, *, durable: bool) -> None:
+    Args:
+        files: the weight files to be written; others can be linked.
+    """
+
+    def __init__(self, claimed: Claim, files: Sequence[OutputFile], stop: Stop, *, durable: bool) -> None:
         self._claim = claimed
         self._folder = claimed.folder
-        self._files = plan.files
-        self._n_bytes = plan.n_bytes_written
+        self._files = files
+        self._n_bytes = sum(file.n_bytes for file in files)
         self.stop = stop
         self.done: frozenset[int] = frozenset()  # pieces that an earlier run has written
         self._sums: Mapping[str, str] = {}  # of the weight files that it has completed
@@ -54,13 +61,31 @@ class Stage:
             for file in self._files:
                 self._open_file(file)
 
+    def clone(self, sources: Mapping[str, Path]) -> frozenset[str]:
+        """Weight files that now share their blocks with the file they equal, where the file system can do that."""
+        return frozenset(name for name in sources if self._clone(name, sources[name]))
+
+    def link(self, name: str, source: Path) -> None:
+        """Make a weight file another name of the file that it equals.
+
+        Raises:
+            OutputError: the file system does not allow it.
+        """
+        with self._writing(self._folder / name):
+            place = self._place(name)
+            place.unlink(missing_ok=True)
+            place.hardlink_to(source)
+
     def write(self, file: str, offset: int, data: memoryview) -> None:
         """Write all bytes of `data` at `offset` of a weight file."""
         self.check()
-        with self._writing(self._folder / file):
+        try:
             while data.nbytes:
                 n = os.pwrite(self._open[file], data, offset)
                 data, offset = data[n:], offset + n
+        except OSError:  # a context manager and a path for every write would cost a tenth of a merge
+            with self._writing(self._folder / file):
+                raise
 
     def read(self, file: str, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset` of a weight file."""
@@ -82,10 +107,15 @@ class Stage:
     def sync(self, file: str, sha256: str) -> None:
         """Note that a weight file is whole; have the disk begin to take it, if the run is to be durable.
 
+        Args:
+            sha256: of the file; empty if nobody asked for it, and then only this boot trusts the file.
+
         Raises:
             OutputError: it was whole before, with another sha256.
         """
-        if self._sums.get(file, sha256) != sha256:
+        if file not in self._open:  # a link, whose bytes the disk has had for long
+            return
+        if sha256 and self._sums.get(file, sha256) != sha256:
             raise OutputError(
                 "an earlier run wrote other bytes than are read now: the disk lost them, or somebody changed them",
                 where=str(self._folder / file),
@@ -125,7 +155,8 @@ class Stage:
         if self._durable:
             with self._writing(self._folder / file):
                 os.fsync(self._open[file])
-        self._note(sum_line(file, sha256))
+        if sha256:
+            self._note(sum_line(file, sha256))
         if self._durable:
             with self._writing(self._claim.journal):
                 os.fsync(self._journal)
@@ -209,6 +240,17 @@ class Stage:
         self._open[file.name] = descriptor
         _allocate(descriptor, file.n_bytes)
         self.write(file.name, 0, memoryview(header_bytes(file)))
+
+    def _clone(self, name: str, source: Path) -> bool:
+        if _FICLONE is None:
+            return False
+        with source.open("rb") as file:
+            try:
+                fcntl.ioctl(self._open[name], _FICLONE, file.fileno())
+            except OSError as error:
+                log.debug("%s is copied, not cloned: %s", name, error)
+                return False
+        return True
 
     def _new(self, name: str, chunks: Iterable[bytes | memoryview]) -> str:
         digest = hashlib.sha256()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -23,9 +23,11 @@ class Receipt:
     options: Options
     kernel: str  # library, version and BLAS core whose rounding the bytes carry
     versions: Mapping[str, str]
-    sha256: Mapping[str, str]  # every file of the output but this one
+    sha256: Mapping[str, str]  # every file of the output but this one; only small files where hashes were not wanted
     untied: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...]
+    base_sha256: Mapping[str, str] = field(default_factory=dict)  # weight files of the base, where that was wanted
+    linked: tuple[str, ...] = ()  # files that were hard links to the base's when they were made
 
 
 @dataclass(frozen=True, slots=True)

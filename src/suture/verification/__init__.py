@@ -47,7 +47,7 @@ def verify_folder(  # noqa: PLR0913 - four inputs and three choices of how to lo
     """
     receipt = hashes.read_receipt(folder)
     ours = receipt is not None and receipt.plan_id == plan_id(plan)
-    before = hashes.check(folder, plan)
+    before = hashes.check(folder, plan, checkpoint.folder)
     if ours:
         before += check_planned(plan, checkpoint, adapter, folder)
     verdict = check_folder(plan, checkpoint, adapter, folder, Manner(full, strict=ours, progress=progress), before)

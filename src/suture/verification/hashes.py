@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def read_receipt(folder: Path) -> Receipt | None:
         return None
 
 
-def check(folder: Path, plan: Plan) -> tuple[Check, ...]:
+def check(folder: Path, plan: Plan, base: Path) -> tuple[Check, ...]:
     """The receipt is of these inputs, and every file it lists has its sum. No check where there is no receipt."""
     if not (folder / RECEIPT).is_file():
         return ()
@@ -38,18 +39,19 @@ def check(folder: Path, plan: Plan) -> tuple[Check, ...]:
         told.append("it is of another base model")
     if receipt.adapter_sha256 != plan.adapter_sha256:
         told.append("it is of another adapter")
-    told += _changed(folder, receipt)
-    return (Check("receipt", not told, len(receipt.sha256), "; ".join(told[:4])),)
+    told += _changed(folder, receipt.sha256)
+    told += [f"the base's {words}" for words in _changed(base, receipt.base_sha256)]
+    return (Check("receipt", not told, len(receipt.sha256) + len(receipt.base_sha256), "; ".join(told[:4])),)
 
 
-def _changed(folder: Path, receipt: Receipt) -> list[str]:
-    names = sorted(receipt.sha256)
+def _changed(folder: Path, sums: Mapping[str, str]) -> list[str]:
+    names = sorted(sums)
     with ThreadPoolExecutor(max(1, min(os.cpu_count() or 1, 8)), "hash") as pool:
-        sums = list(pool.map(lambda name: sha256(folder / name), names))
+        found = list(pool.map(lambda name: sha256(folder / name), names))
     return [
-        f"{name} is missing" if found is None else f"{name} has changed since"
-        for name, found in zip(names, sums, strict=True)
-        if found != receipt.sha256[name]
+        f"{name} is missing" if now is None else f"{name} has changed since"
+        for name, now in zip(names, found, strict=True)
+        if now != sums[name]
     ]
 
 
