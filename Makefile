@@ -33,7 +33,7 @@ check: lint types test slow ## all of the above but the demo
 docs: $(READY) ## write docs/rules.md and docs/failure_modes.md from the source
 	$(BIN)/python docs/make_pages.py
 
-bench: $(READY) ## time a merge against a plain copy (several GB on disk), and training against TRL
+bench: $(READY) ## time merges against a plain copy and PEFT (an hour, 60 GB of disk), and training against TRL
 	$(BIN)/python benchmarks/bench_merge.py
 	$(BIN)/python benchmarks/bench_train.py --quick
 

@@ -52,7 +52,9 @@ class Case:
 
 CASES = {
     "1b": Case("1b", rivals=(*Case.rivals, "suture fast numpy", "peft")),
-    "3b": Case("3b", rivals=(*Case.rivals, "suture fast numpy", "peft")),
+    "3b": Case(
+        "3b", rivals=("cp", "suture fast", "suture fast numpy", "suture fast sha256", "cp sync", "suture", "peft")
+    ),
     "3b-attention": Case("3b", "attention", ("cp", "suture fast", "suture fast numpy")),
     "3b-early-link": Case("3b", "early", ("cp", "suture fast", "suture fast link", "suture")),
     "3b-cold": Case("3b", rivals=("cp", "suture fast", "cp sync", "suture"), cold=True),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from suture.formats.dtypes import DTYPES
 from suture.values import Operation, OutputFile
 
-BLOCK_VALUES = 512 * 1024 // 2  # 512 KiB of bf16: the flat optimum of a merge's kernel
+BLOCK_VALUES = 512 * 1024  # 1 MiB of bf16: what a core's cache holds; fewer cost more calls
 MIN_BLOCK_ROWS = 64  # fewer rows would give other bytes: matrix products take other paths for small blocks
 HEADER_ALIGNMENT = 8
 
