@@ -14,7 +14,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from crash.commands import CHANGES, KILL_AFTER, KILL_BEFORE, KILLED, READ, Fault, Scene, Server, environment, sums
+from crash.commands import (
+    CHANGES,
+    KILL_AFTER,
+    KILL_BEFORE,
+    KILLED,
+    READ,
+    RENAME,
+    Fault,
+    Scene,
+    Server,
+    environment,
+    sums,
+)
 
 from suture.errors import OutputExists
 
@@ -124,7 +136,7 @@ def test_killed_at_some_calls(campaign, llama):
 @pytest.mark.slow
 def test_a_mixture_of_experts_is_killed_at_any_moment(campaign, moe):
     killed = campaign(moe, 2)
-    killed.server.run(killed.scene.merge, Fault(READ, ".out.suture/", 1, KILL_BEFORE))
+    killed.server.run(killed.scene.merge, Fault(RENAME, ".out.suture", 2, KILL_BEFORE))
     assert (killed.scene.shop / "journal").read_bytes().count(b"\n+") >= 100
     while killed.kills < 80:
         killed.merge(by_time=killed.random.random() < 0.3)

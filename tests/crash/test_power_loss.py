@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from crash.commands import KILL_AFTER, KILL_BEFORE, KILLED, READ, RENAME, WRITE, Fault, Scene, Server, sums
+from crash.commands import KILL_AFTER, KILL_BEFORE, KILLED, RENAME, WRITE, Fault, Scene, Server, sums
 
 
 def killed(server: Server, made: Scene, at: int) -> Path:
@@ -24,8 +24,8 @@ def killed(server: Server, made: Scene, at: int) -> Path:
 
 
 def complete(server: Server, made: Scene) -> Path:
-    """What a merge leaves that was killed when it was verified."""
-    assert server.run(made.merge, Fault(READ, ".out.suture/", 1, KILL_AFTER)).code == KILLED
+    """What a merge leaves that was killed when all of it was written, right before its output gets its name."""
+    assert server.run(made.merge, Fault(RENAME, ".out.suture", 2, KILL_BEFORE)).code == KILLED
     (stage,) = (p for p in made.shop.iterdir() if p.is_dir())
     return stage
 

@@ -10,7 +10,7 @@ import re
 import shutil
 
 import pytest
-from crash.commands import FAIL_FROM, FAIL_ONCE, INTERRUPT, ONE_BYTE, OPEN, READ, Fault, sums
+from crash.commands import FAIL_FROM, FAIL_ONCE, INTERRUPT, KILL_BEFORE, ONE_BYTE, OPEN, READ, RENAME, Fault, sums
 
 from suture.errors import InputError, NotVerified, OutputError
 
@@ -86,7 +86,7 @@ def test_a_disk_that_reads_nothing_any_more(server, scene, llama):
 
 def test_reading_back_what_an_earlier_run_wrote_fails(server, scene, whole, llama):
     made = scene(llama)
-    server.run(made.merge, Fault(READ, ".out.suture/", 1, 1))  # killed when it verifies
+    server.run(made.merge, Fault(RENAME, ".out.suture", 2, KILL_BEFORE))
     ended = server.run(made.merge, Fault(READ, ".safetensors", 1, FAIL_ONCE, errno.EIO))
     assert ended.code in REFUSED
     assert server.run(made.merge).code == 0
