@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from suture.errors import FormatError
 from suture.values import Json
 
 WHERE = "adapter_config.json"
-LARGEST = 2**53  # whole numbers above it are no longer exact as floats, and no rank or scale is near it
+LARGEST = 2**53  # whole numbers from there on are not exact as floats; NaN and infinity are not below it either
 
 
 def check_types(config: Json) -> None:
@@ -33,7 +33,7 @@ def check_types(config: Json) -> None:
             )
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value is a finite number that a float can hold; True and False are none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 
