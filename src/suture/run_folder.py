@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from suture.errors import InputError
-from suture.formats import TensorReader, file_sha256, read_adapter
+from suture.formats import TensorReader, file_sha256, read_adapter, stored_sha256
 from suture.formats.attempt import attempt
 from suture.formats.files import inside
 from suture.formats.jsonfile import read_json_object
@@ -134,14 +133,8 @@ def _with_hashes(run: RunFolder) -> RunFolder:
 
 
 def _tensor_hashes(adapter: Adapter) -> dict[str, str]:
-    hashes = {}
     with TensorReader(adapter.folder) as reader:
-        for name, tensor in sorted(adapter.tensors.items()):
-            total = hashlib.sha256()
-            for block in reader.blocks(tensor):
-                total.update(block.data)
-            hashes[name] = total.hexdigest()
-    return hashes
+        return {name: stored_sha256(reader, tensor) for name, tensor in sorted(adapter.tensors.items())}
 
 
 def _linked(runs: Sequence[RunFolder], *, deep: bool) -> list[RunFolder]:
