@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from suture.formats.dtypes import DTYPES
 from suture.formats.files import inside, read_lines
 from suture.formats.jsonfile import MAX_JSON_BYTES, read_json_object
 from suture.formats.listing import ADAPTER_CONFIG, MERGE_RECORD, file_sizes, is_private
+from suture.formats.model_config import at_every_level
 from suture.formats.quantized import Quantized, find_quantized
 from suture.formats.safetensors import read_header
 from suture.formats.sameness import count_not_finite, same_bytes
@@ -210,7 +211,7 @@ def _may_be_converted(name: str, arch: Arch) -> bool:
 
 def _flags(config: Json, tensors: Mapping[str, TensorInfo], arch: Arch) -> dict[tuple[str, ...], bool]:
     """What config.json says of ties at each level, and the class's default where a level that says "tied" is silent."""
-    said = {path: value for path, value in _explicit(config) if not _is_spare(path)}
+    said = {p: v for p, v in at_every_level(config, FLAG) if isinstance(v, bool) and not _is_spare(p)}
     levels = arch.tie_flags
     if not arch.ties and said.get((FLAG,)) is False and any(isinstance(v, Mapping) for v in config.values()):
         try:
@@ -219,13 +220,6 @@ def _flags(config: Json, tensors: Mapping[str, TensorInfo], arch: Arch) -> dict[
             levels = ()
     silent = {p: True for p in levels if p not in said and not _is_spare(p) and (p != (FLAG,) or arch.ties)}
     return {**said, **silent}
-
-
-def _explicit(value: Any, path: tuple[str, ...] = ()) -> Iterable[tuple[tuple[str, ...], bool]]:
-    for key, item in value.items() if isinstance(value, Mapping) else ():
-        if key == FLAG and isinstance(item, bool):
-            yield (*path, key), item
-        yield from _explicit(item, (*path, key))
 
 
 def _is_spare(path: tuple[str, ...]) -> bool:
