@@ -162,6 +162,12 @@ def meaning(config: Json) -> dict[str, Any]:
     return found
 
 
+def changed_fields(then: Json, now: Json) -> list[tuple[str, Any, Any]]:
+    """The fields that decide what an adapter computes and differ between two configs: name, value then, value now."""
+    old, new = meaning(then), meaning(now)
+    return [(name, old[name], new[name]) for name in old if old[name] != new[name]]
+
+
 def number(config: Json, key: str, default: float) -> float:
     """A number of the config.
 

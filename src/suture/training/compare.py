@@ -11,7 +11,7 @@ from peft import get_peft_model_state_dict
 from suture.arch import describe
 from suture.formats import TensorReader, file_sha256, stored_sha256
 from suture.groups import group_of
-from suture.targets import meaning
+from suture.targets import changed_fields
 from suture.training import ledger as ledgers
 from suture.training.live import Live
 from suture.training.probe import token_rows
@@ -45,17 +45,15 @@ def against_ledger(adapter: Adapter, ledger: Ledger, arch: Arch) -> list[Differe
 
 def config_differences(then: Json, now: Json, where: str, when: str) -> list[Difference]:
     """Fields that decide what an adapter computes and have changed."""
-    old, new = meaning(then), meaning(now)
     return [
         Difference(
             "config",
-            f"{where}: {name} is {new[name]!r}, but was {old[name]!r} {when}",
+            f"{where}: {name} is {new!r}, but was {old!r} {when}",
             "Put the value back; a continued run (`suture train --continue`) may change it and says what that does.",
             (name,),
             0,
         )
-        for name in old
-        if old[name] != new[name]
+        for name, old, new in changed_fields(then, now)
     ]
 
 
