@@ -13,7 +13,7 @@ from suture.arch import describe
 from suture.errors import FormatError, InputError, MissingExtra
 from suture.formats import TensorReader, file_sha256, hub
 from suture.formats.attempt import attempt
-from suture.formats.checkpoint import CONFIG, INDEX, SINGLE
+from suture.formats.checkpoint import CONFIG, INDEX, PICKLED, SINGLE
 from suture.formats.dtypes import DTYPES
 from suture.formats.files import inside, read_lines
 from suture.formats.jsonfile import MAX_JSON_BYTES, read_json_object
@@ -31,7 +31,6 @@ DOCUMENTS = (
     *("quantize_config.json", "hf_quant_config.json", ADAPTER_CONFIG),
 )
 FLAG = "tie_word_embeddings"
-_PICKLED = re.compile(r"^(pytorch_)?model(-\d+-of-\d+)?\.bin$")
 _NO_TEXT = ("vision", "visual", "image", "video", "audio", "speech", "qformer", "perceiver")
 _FOLLOWED = ("gives ", "a second tensor for ")  # what `Arch.opaque` says of tensors whose parameter is known
 _SHARD = re.compile(r"^model-\d+-of-\d+\.safetensors$")
@@ -121,7 +120,7 @@ def read_model_folder(source: str | Path, *, revision: str | None = None, deep: 
 
 def _require_model(folder: Path, sizes: Mapping[str, int | None]) -> None:
     where, expected = str(folder), "config.json and model.safetensors, or its shards and index"
-    has_weights = any(_is_weights(name) or _PICKLED.match(name) for name in sizes)
+    has_weights = any(_is_weights(name) or PICKLED.match(name) for name in sizes)
     if has_weights or (CONFIG in sizes and INDEX in sizes):
         return
     if CONFIG not in sizes and ADAPTER_CONFIG in sizes:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeGuard
 
 from suture.errors import FormatError
+from suture.formats.listing import ADAPTER_CONFIG
 from suture.values import Json
 
-WHERE = "adapter_config.json"
 LARGEST = 2**53  # whole numbers from there on are not exact as floats; NaN and infinity are not below it either
 
 
@@ -27,7 +27,7 @@ def check_types(config: Json) -> None:
         if value is not None and not is_right(value):
             raise FormatError(
                 f"{field} is {repr(value)[:80]}",
-                where=WHERE,
+                where=ADAPTER_CONFIG,
                 expected=f"{expected}, or no such field",
                 do="Use the config that was saved with the adapter.",
             )
