@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "model_folder": ["values", "errors", "formats", "arch"],
     "run_folder": ["values", "errors", "formats"],
     "patterns": ["errors"],
-    "targets": ["values", "errors", "patterns"],
+    "targets": ["values", "errors", "formats", "patterns"],
     "rewriting": [],
     "groups": ["values", "rewriting"],
     "resolve": ["values", "methods", "targets", "rewriting"],

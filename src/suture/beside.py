@@ -16,7 +16,7 @@ from suture.formats import other_weights
 from suture.formats.attempt import attempt
 from suture.formats.files import inside, open_regular, read_exact
 from suture.formats.jsonfile import read_json_object
-from suture.formats.listing import ADAPTER_CONFIG, MERGE_RECORD, file_names
+from suture.formats.listing import ADAPTER_CONFIG, CHECKPOINT, MERGE_RECORD, file_names
 from suture.formats.model_config import text_levels
 from suture.formats.vocabulary import has_template, read_vocabulary, token_text
 from suture.values import Adapter, Checkpoint, Json
@@ -32,7 +32,6 @@ _NAME = re.compile(r"[A-Za-z_][\w-]*")
 _NO_SCALAR = ("|", ">", "&", "*", "!", "{", "[")  # how YAML begins what is no text of one line
 _SECTION = re.compile("axolotl config", re.IGNORECASE)
 _FENCE = re.compile(r"^```ya?ml[ \t]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
-_CHECKPOINT = re.compile(r"checkpoint-\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +171,7 @@ def _others(adapter: Adapter) -> Iterator[str]:
     if adapter.name != "default" and ADAPTER_CONFIG in _listed(root):
         yield "."
     for folder in _folders(root):
-        if folder != adapter.folder and not _CHECKPOINT.fullmatch(folder.name) and ADAPTER_CONFIG in _listed(folder):
+        if folder != adapter.folder and not CHECKPOINT.fullmatch(folder.name) and ADAPTER_CONFIG in _listed(folder):
             yield folder.name
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from suture.factors import FactorReader
 from suture.formats import TensorReader
 from suture.formats.dtypes import DTYPES
+from suture.formats.sameness import same_bytes
 from suture.values import Adapter, Checkpoint, TensorInfo, Term, Update
 
-BLOCK_BYTES = 1 << 20
 F64 = np.dtype(np.float64)
 
 
@@ -32,17 +32,18 @@ class Equality:
 
     def same_stored(self, a: str, b: str) -> bool:
         """True when two tensors of the base hold the same bytes."""
-        return self._same_bytes(self._base, self._checkpoint.tensors[a], self._checkpoint.tensors[b])
+        tensors = self._checkpoint.tensors
+        return same_bytes(self._base, tensors[a], self._base, tensors[b])
 
     def same_tensor(self, a: str, b: str) -> bool:
         """True when two tensors of the adapter hold the same bytes."""
-        return self._same_bytes(self._tuned, self._adapter.tensors[a], self._adapter.tensors[b])
+        return self._same_adapter_bytes(self._adapter.tensors[a], self._adapter.tensors[b])
 
     def same_update(self, a: Update, b: Update) -> bool:
         """True when two updates, applied to the same tensor, give the same values."""
         if a.shape != b.shape or len(a.terms) != len(b.terms) or bool(a.replacement) != bool(b.replacement):
             return False
-        if a.replacement and b.replacement and not self._same_bytes(self._tuned, a.replacement, b.replacement):
+        if a.replacement and b.replacement and not self._same_adapter_bytes(a.replacement, b.replacement):
             return False
         return all(self._same_term(s, t) for s, t in zip(a.terms, b.terms, strict=True))
 
@@ -57,15 +58,5 @@ class Equality:
             for name in s.factors
         )
 
-    @staticmethod
-    def _same_bytes(reader: TensorReader, a: TensorInfo, b: TensorInfo) -> bool:
-        if (a.dtype, a.shape) != (b.dtype, b.shape):
-            return False
-        left, right = bytearray(BLOCK_BYTES), bytearray(BLOCK_BYTES)
-        for offset in range(0, a.n_bytes, BLOCK_BYTES):
-            n = min(BLOCK_BYTES, a.n_bytes - offset)
-            reader.read_into(a, offset, memoryview(left)[:n])
-            reader.read_into(b, offset, memoryview(right)[:n])
-            if left[:n] != right[:n]:
-                return False
-        return True
+    def _same_adapter_bytes(self, a: TensorInfo, b: TensorInfo) -> bool:
+        return same_bytes(self._tuned, a, self._tuned, b)

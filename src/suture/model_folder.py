@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,11 +13,12 @@ from suture.arch import describe
 from suture.errors import FormatError, InputError, MissingExtra
 from suture.formats import TensorReader, file_sha256, hub
 from suture.formats.attempt import attempt
-from suture.formats.checkpoint import CONFIG, INDEX, SINGLE
+from suture.formats.checkpoint import CONFIG, INDEX, PICKLED, SINGLE
 from suture.formats.dtypes import DTYPES
 from suture.formats.files import inside, read_lines
 from suture.formats.jsonfile import MAX_JSON_BYTES, read_json_object
 from suture.formats.listing import ADAPTER_CONFIG, MERGE_RECORD, file_sizes, is_private
+from suture.formats.model_config import at_every_level
 from suture.formats.quantized import Quantized, find_quantized
 from suture.formats.safetensors import read_header
 from suture.formats.sameness import count_not_finite, same_bytes
@@ -30,7 +31,6 @@ DOCUMENTS = (
     *("quantize_config.json", "hf_quant_config.json", ADAPTER_CONFIG),
 )
 FLAG = "tie_word_embeddings"
-_PICKLED = re.compile(r"^(pytorch_)?model(-\d+-of-\d+)?\.bin$")
 _NO_TEXT = ("vision", "visual", "image", "video", "audio", "speech", "qformer", "perceiver")
 _FOLLOWED = ("gives ", "a second tensor for ")  # what `Arch.opaque` says of tensors whose parameter is known
 _SHARD = re.compile(r"^model-\d+-of-\d+\.safetensors$")
@@ -120,7 +120,7 @@ def read_model_folder(source: str | Path, *, revision: str | None = None, deep: 
 
 def _require_model(folder: Path, sizes: Mapping[str, int | None]) -> None:
     where, expected = str(folder), "config.json and model.safetensors, or its shards and index"
-    has_weights = any(_is_weights(name) or _PICKLED.match(name) for name in sizes)
+    has_weights = any(_is_weights(name) or PICKLED.match(name) for name in sizes)
     if has_weights or (CONFIG in sizes and INDEX in sizes):
         return
     if CONFIG not in sizes and ADAPTER_CONFIG in sizes:
@@ -210,7 +210,7 @@ def _may_be_converted(name: str, arch: Arch) -> bool:
 
 def _flags(config: Json, tensors: Mapping[str, TensorInfo], arch: Arch) -> dict[tuple[str, ...], bool]:
     """What config.json says of ties at each level, and the class's default where a level that says "tied" is silent."""
-    said = {path: value for path, value in _explicit(config) if not _is_spare(path)}
+    said = {p: v for p, v in at_every_level(config, FLAG) if isinstance(v, bool) and not _is_spare(p)}
     levels = arch.tie_flags
     if not arch.ties and said.get((FLAG,)) is False and any(isinstance(v, Mapping) for v in config.values()):
         try:
@@ -219,13 +219,6 @@ def _flags(config: Json, tensors: Mapping[str, TensorInfo], arch: Arch) -> dict[
             levels = ()
     silent = {p: True for p in levels if p not in said and not _is_spare(p) and (p != (FLAG,) or arch.ties)}
     return {**said, **silent}
-
-
-def _explicit(value: Any, path: tuple[str, ...] = ()) -> Iterable[tuple[tuple[str, ...], bool]]:
-    for key, item in value.items() if isinstance(value, Mapping) else ():
-        if key == FLAG and isinstance(item, bool):
-            yield (*path, key), item
-        yield from _explicit(item, (*path, key))
 
 
 def _is_spare(path: tuple[str, ...]) -> bool:

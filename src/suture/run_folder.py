@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,20 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from suture.errors import InputError
-from suture.formats import TensorReader, file_sha256, read_adapter
+from suture.formats import TensorReader, file_sha256, read_adapter, stored_sha256
 from suture.formats.attempt import attempt
 from suture.formats.files import inside
 from suture.formats.jsonfile import read_json_object
-from suture.formats.kind import checkpoint_number, checkpoints_below
+from suture.formats.kind import TRAINER_STATE, checkpoint_number, checkpoints_below
 from suture.formats.ledger import NAME as LEDGER
 from suture.formats.ledger import read_ledger
-from suture.formats.listing import ADAPTER_CONFIG
+from suture.formats.listing import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from suture.formats.sameness import same_bytes
 from suture.values import Adapter, Json, Ledger
 
-STATE = "trainer_state.json"
 RESULT = "adapter"  # where `suture train` puts what came out
-WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +45,7 @@ class RunFolder:
     @property
     def weights(self) -> str:
         """The adapter's file, relative to this folder; one of another name than "default" lies in a subfolder."""
-        return self.beside(self.adapter.file) if self.adapter else WEIGHTS
+        return self.beside(self.adapter.file) if self.adapter else ADAPTER_WEIGHTS
 
     def beside(self, name: str) -> str:
         """A file beside the adapter's weights, relative to this folder."""
@@ -69,11 +66,11 @@ def read_run_folder(path: str | Path, *, deep: bool = False) -> tuple[RunFolder,
     folder = Path(path)
     if not folder.is_dir():
         raise InputError("there is no such folder", where=str(folder), expected="a checkpoint or the folder of a run")
-    if checkpoint_number(folder) is not None or ((folder / STATE).is_file() and not checkpoints_below(folder)):
+    if checkpoint_number(folder) is not None or ((folder / TRAINER_STATE).is_file() and not checkpoints_below(folder)):
         return (_read(folder, deep=deep),)
     runs = [_read(place, deep=deep) for place in checkpoints_below(folder)]
     if not runs:
-        expected = f"checkpoint-N folders, or {STATE}"
+        expected = f"checkpoint-N folders, or {TRAINER_STATE}"
         raise InputError("there is no trainer's checkpoint", where=str(folder), expected=expected)
     linked = _linked(runs, deep=deep)
     finals = [place for place in (folder, folder / RESULT) if (place / ADAPTER_CONFIG).is_file()]
@@ -92,8 +89,8 @@ def _read(folder: Path, *, deep: bool, is_final: bool = False) -> RunFolder:
     files = {place.name: place.stat().st_size for place in places if place.is_file()}
     folders = tuple(place.name for place in places if place.is_dir())
     bad = {place.name: "a link to nothing" for place in places if not place.is_file() and not place.is_dir()}
-    adapter = attempt(bad, WEIGHTS, partial(_adapter, folder, files, folders, is_final))
-    state = attempt(bad, STATE, partial(_json, folder, STATE)) if STATE in files else None
+    adapter = attempt(bad, ADAPTER_WEIGHTS, partial(_adapter, folder, files, folders, is_final))
+    state = attempt(bad, TRAINER_STATE, partial(_json, folder, TRAINER_STATE)) if TRAINER_STATE in files else None
     run = RunFolder(
         folder=folder,
         files=files,
@@ -115,7 +112,7 @@ def _adapter(folder: Path, files: Iterable[str], folders: Sequence[str], is_fina
         for name in folders
         if (folder / name / ADAPTER_CONFIG).is_file() and checkpoint_number(folder / name) is None
     ]
-    if ADAPTER_CONFIG in names or WEIGHTS in names:
+    if ADAPTER_CONFIG in names or ADAPTER_WEIGHTS in names:
         return read_adapter(folder, name="default" if ADAPTER_CONFIG in names else None)
     return read_adapter(folder, name=inner[0]) if len(inner) == 1 and not is_final else None
 
@@ -134,14 +131,8 @@ def _with_hashes(run: RunFolder) -> RunFolder:
 
 
 def _tensor_hashes(adapter: Adapter) -> dict[str, str]:
-    hashes = {}
     with TensorReader(adapter.folder) as reader:
-        for name, tensor in sorted(adapter.tensors.items()):
-            total = hashlib.sha256()
-            for block in reader.blocks(tensor):
-                total.update(block.data)
-            hashes[name] = total.hexdigest()
-    return hashes
+        return {name: stored_sha256(reader, tensor) for name, tensor in sorted(adapter.tensors.items())}
 
 
 def _linked(runs: Sequence[RunFolder], *, deep: bool) -> list[RunFolder]:

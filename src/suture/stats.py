@@ -9,6 +9,7 @@ import numpy as np
 
 from suture.formats import TensorReader
 from suture.formats.dtypes import DTYPES
+from suture.formats.sameness import finite_blocks
 from suture.values import Adapter, Checkpoint, TensorInfo
 
 BLOCK_VALUES = 1 << 20
@@ -38,13 +39,8 @@ def adapter_stats(adapter: Adapter) -> Mapping[str, Stats]:
 def _stats(reader: TensorReader, tensor: TensorInfo) -> Stats:
     n_nan = n_inf = n_nonzero = 0
     max_abs = 0.0
-    for start in range(0, tensor.n_values, BLOCK_VALUES):
-        x = reader.rows(tensor, 1, start, min(start + BLOCK_VALUES, tensor.n_values))[:, 0]
-        finite = np.isfinite(x)
-        if not finite.all():
-            nan = int(np.isnan(x).sum())
-            n_nan, n_inf = n_nan + nan, n_inf + int((~finite).sum()) - nan
-            x = x[finite]
+    for x, nan, infinite in finite_blocks(reader, tensor):
+        n_nan, n_inf = n_nan + nan, n_inf + infinite
         n_nonzero += int(np.count_nonzero(x))
         max_abs = max(max_abs, float(np.abs(x).max(initial=0.0)))
     return Stats(tensor.n_values, n_nan, n_inf, n_nonzero, max_abs)

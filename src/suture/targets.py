@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from suture.errors import FormatError
+from suture.formats.adapter_config import is_number
 from suture.patterns import group
 from suture.values import Arch, Json, Param
 
@@ -24,7 +25,6 @@ MEANING = (
     *("modules_to_save", "trainable_token_indices", "ensure_weight_tying", "peft_type"),
     *("layer_replication", "use_qalora", "alora_invocation_tokens", "init_lora_weights"),
 )
-LARGEST = 2**53  # beyond it whole numbers are not exact as floats; NaN and infinity are not below it either
 MOVES_BASE = ("pissa", "olora", "corda", "loftq")  # initialisations that change the base's weights
 _PATH = re.compile(r"\^?(?:[A-Za-z0-9_.-]|\\[.-])+")  # a pattern in which nothing but the dot has a meaning
 _PEFT_VERSION = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})(?:[.@]|$)")
@@ -162,6 +162,12 @@ def meaning(config: Json) -> dict[str, Any]:
     return found
 
 
+def changed_fields(then: Json, now: Json) -> list[tuple[str, Any, Any]]:
+    """The fields that decide what an adapter computes and differ between two configs: name, value then, value now."""
+    old, new = meaning(then), meaning(now)
+    return [(name, old[name], new[name]) for name in old if old[name] != new[name]]
+
+
 def number(config: Json, key: str, default: float) -> float:
     """A number of the config.
 
@@ -169,7 +175,7 @@ def number(config: Json, key: str, default: float) -> float:
         FormatError: there is something else under the key.
     """
     value = config.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < LARGEST:
+    if not is_number(value):
         raise FormatError(f"{key} is {value!r}", where="adapter_config.json", expected="a finite number")
     return value
 

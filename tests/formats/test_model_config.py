@@ -1,10 +1,10 @@
-"""The levels of a config that say something of text."""
+"""Where a config says things: the levels that say something of text, and a key at any level."""
 
 from __future__ import annotations
 
 import pytest
 
-from suture.formats.model_config import text_levels
+from suture.formats.model_config import at_every_level, text_levels
 
 
 @pytest.mark.parametrize("inner", [None, 3, "x", []])
@@ -16,3 +16,10 @@ def test_the_top_alone(inner):
 
 def test_the_text_model():
     assert text_levels({"a": 1, "text_config": {"b": 2}})[1:] == ({"b": 2},)
+
+
+def test_keys_at_every_level():
+    config = {"x": 1, "text_config": {"x": {"y": 2}, "deep": {"y": None}}, "list": [{"x": 3}], "y_z": 4}
+    found = dict(at_every_level(config, "x", "y"))
+    assert found == {("x",): 1, ("text_config", "x"): {"y": 2}, ("text_config", "deep", "y"): None}
+    assert not dict(at_every_level(config, "z"))

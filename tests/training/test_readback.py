@@ -15,8 +15,9 @@ from tiny import TARGETS, make_base, make_model, trained, wrapped
 from transformers import AutoModelForCausalLM
 
 from suture.errors import NotSaved
+from suture.targets import meaning
 from suture.training.live import look
-from suture.training.readback import gathered, in_memory, meaning, read_back, tensor_sha256
+from suture.training.readback import gathered, in_memory, read_back, tensor_sha256
 
 pytestmark = pytest.mark.usefixtures("quiet_torch")
 

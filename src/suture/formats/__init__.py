@@ -2,7 +2,7 @@
 
 from suture.formats.adapters.peft import read_adapter
 from suture.formats.checkpoint import base_on_disk, read_checkpoint
-from suture.formats.fingerprint import file_sha256, fingerprint
+from suture.formats.fingerprint import file_sha256, fingerprint, stored_sha256
 from suture.formats.kind import parts_of
 from suture.formats.listing import other_weights
 from suture.formats.reading import TensorReader
@@ -16,4 +16,5 @@ __all__ = [
     "parts_of",
     "read_adapter",
     "read_checkpoint",
+    "stored_sha256",
 ]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from suture.errors import FormatError
+from suture.formats.listing import ADAPTER_CONFIG
 from suture.values import Json
 
-WHERE = "adapter_config.json"
-LARGEST = 2**53  # whole numbers above it are no longer exact as floats, and no rank or scale is near it
+LARGEST = 2**53  # whole numbers from there on are not exact as floats; NaN and infinity are not below it either
 
 
 def check_types(config: Json) -> None:
@@ -27,13 +27,13 @@ def check_types(config: Json) -> None:
         if value is not None and not is_right(value):
             raise FormatError(
                 f"{field} is {repr(value)[:80]}",
-                where=WHERE,
+                where=ADAPTER_CONFIG,
                 expected=f"{expected}, or no such field",
                 do="Use the config that was saved with the adapter.",
             )
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value is a finite number that a float can hold; True and False are none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 

@@ -22,7 +22,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
 _SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d+)-of-(?P<total>\d+)\.\w+$")
-_PICKLED = re.compile(r"^(pytorch_)?model(-\d+-of-\d+)?\.bin$")
+PICKLED = re.compile(r"^(pytorch_)?model(-\d+-of-\d+)?\.bin$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ def _unlisted_shards(files: Iterable[str], present: Iterable[str]) -> list[str]:
 
 
 def _pickled_weights(folder: Path) -> list[str]:
-    files = [name for name in file_names(folder) if _PICKLED.match(name)]
+    files = [name for name in file_names(folder) if PICKLED.match(name)]
     _check_numbering(folder, files)
     return files
 

@@ -1,4 +1,4 @@
-"""Identity of inputs: a cheap fingerprint of a checkpoint, and the sha256 of a file."""
+"""Identity of inputs: a cheap fingerprint of a checkpoint, and the sha256 of a stored tensor and of a file."""
 
 from __future__ import annotations
 
@@ -44,6 +44,14 @@ def _positions(info: TensorInfo) -> list[int]:
         return [0] if info.n_bytes else []
     seed = hashlib.sha256(info.name.encode()).digest()
     return [int.from_bytes(seed[8 * i : 8 * i + 8], "big") % (last + 1) for i in range(N_BLOCKS)]
+
+
+def stored_sha256(reader: TensorReader, tensor: TensorInfo) -> str:
+    """sha256 of a tensor's bytes in its file, hexadecimal. Raises InputError if they cannot be read."""
+    total = hashlib.sha256()
+    for block in reader.blocks(tensor):
+        total.update(block.data)
+    return total.hexdigest()
 
 
 def file_sha256(path: Path) -> str:

@@ -6,11 +6,10 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from suture.formats.listing import ADAPTER_CONFIG, file_names, is_private
+from suture.formats.listing import ADAPTER_CONFIG, CHECKPOINT, file_names, is_private
 
 Part = Literal["model", "adapter", "run"]
 
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _MODEL = re.compile(r"(pytorch_)?model\b")
 TRAINER_STATE = "trainer_state.json"
 
@@ -43,5 +42,5 @@ def checkpoints_below(folder: Path) -> list[Path]:
 
 def checkpoint_number(folder: Path) -> int | None:
     """The step that a trainer's checkpoint is of, from its folder's name; None where it is no checkpoint."""
-    match = _CHECKPOINT.fullmatch(folder.resolve().name)
+    match = CHECKPOINT.fullmatch(folder.resolve().name)
     return int(match[1]) if match else None

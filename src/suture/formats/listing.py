@@ -13,6 +13,8 @@ from suture.errors import FormatError, InputError
 from suture.formats.files import inside
 
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")  # a trainer's folder, and its step
 
 _WEIGHT_SUFFIXES = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".npz", ".pkl",
@@ -21,7 +23,7 @@ _WEIGHT_SUFFIXES = (
 _INDEX = re.compile(r"\.(safetensors|bin|h5|msgpack)\.index\.(\w+\.)?json$")
 MERGE_RECORD = "suture_receipt.json"  # tells of the files beside it, and would be false of any copy
 _TRAINER_STATE = re.compile(r"^(optimizer|rng_state|scheduler\.|scaler\.|training_args\.|trainer_state\.)")
-_TRAINER_FOLDER = re.compile(r"^(checkpoint-\d+|global_step\d+)$")
+_TRAINER_FOLDER = re.compile(rf"^({CHECKPOINT.pattern}|global_step\d+)$")
 _ADAPTER = re.compile(r"^adapter_(config\.json$|model)")
 
 

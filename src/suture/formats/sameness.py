@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 
 from suture.formats.reading import TensorReader
 from suture.values import TensorInfo
@@ -43,10 +47,20 @@ def _ranges(n_bytes: int, *, sampled: bool) -> list[tuple[int, int]]:
 def count_not_finite(reader: TensorReader, tensor: TensorInfo) -> tuple[int, int]:
     """Values of a tensor that are NaN, and that are infinite. Raises FormatError for types that are not computed."""
     n_nan = n_infinite = 0
-    for start in range(0, tensor.n_values, BLOCK_VALUES):
-        x = reader.rows(tensor, 1, start, min(start + BLOCK_VALUES, tensor.n_values))
-        finite = int(np.isfinite(x).sum())
-        if finite < x.size:
-            nan = int(np.isnan(x).sum())
-            n_nan, n_infinite = n_nan + nan, n_infinite + x.size - finite - nan
+    for _, nan, infinite in finite_blocks(reader, tensor):
+        n_nan, n_infinite = n_nan + nan, n_infinite + infinite
     return n_nan, n_infinite
+
+
+def finite_blocks(reader: TensorReader, tensor: TensorInfo) -> Iterator[tuple[npt.NDArray[Any], int, int]]:
+    """A tensor's finite values, flat, block by block; with each, how many others are NaN, and how many infinite.
+
+    Raises:
+        FormatError: values of its dtype cannot be computed with.
+    """
+    for start in range(0, tensor.n_values, BLOCK_VALUES):
+        x = reader.rows(tensor, 1, start, min(start + BLOCK_VALUES, tensor.n_values))[:, 0]
+        finite = np.isfinite(x)
+        n_others = x.size - int(np.count_nonzero(finite))
+        n_nan = int(np.isnan(x).sum()) if n_others else 0
+        yield (x[finite] if n_others else x), n_nan, n_others - n_nan

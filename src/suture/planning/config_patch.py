@@ -7,11 +7,10 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from suture.formats.checkpoint import CONFIG, INDEX
 from suture.formats.dtypes import DTYPES
 from suture.planning.layout import Layout
 from suture.values import Checkpoint, Json, Operation, Options
-
-INDEX_FILE = "model.safetensors.index.json"
 
 
 def generated_texts(
@@ -21,10 +20,10 @@ def generated_texts(
     texts = {}
     config = patched_config(checkpoint, laid.operations, tie_flags, options)
     if config != checkpoint.config:
-        texts["config.json"] = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        texts[CONFIG] = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     index = index_of(checkpoint, laid)
     if index is not None:
-        texts[checkpoint.index_file or INDEX_FILE] = json.dumps(index, indent=2, ensure_ascii=False) + "\n"
+        texts[checkpoint.index_file or INDEX] = json.dumps(index, indent=2, ensure_ascii=False) + "\n"
     return texts
 
 

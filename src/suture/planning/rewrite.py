@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
+from suture.formats.ledger import NAME as LEDGER
+from suture.formats.listing import ADAPTER_CONFIG
 from suture.planning import layout
 from suture.planning.build import SCHEMA, Identity
 from suture.values import Adapter, Json, Operation, Options, Plan, SideFile, Source, TensorInfo
-
-CONFIG = "adapter_config.json"
-NOT_COPIED = ("suture_ledger.json",)  # it vouches for the files as they were
 
 
 def plan_adapter(
@@ -23,6 +22,7 @@ def plan_adapter(
         made: operations whose tensor is a key of the new file.
     """
     made = tuple(made)
+    travelling = (name for name in adapter.side_files if name != LEDGER)  # which vouches for the files as they were
     names = {op.tensor for op in made}
     kept = sorted((t for t in adapter.tensors.values() if t.name not in names), key=lambda t: t.begin)
     laid = layout.lay_out([*(_copy(t) for t in kept), *made], {adapter.file: {"format": "pt"}})
@@ -33,8 +33,8 @@ def plan_adapter(
         options=options,
         operations=laid.operations,
         files=laid.files,
-        texts={CONFIG: config_text(adapter.config)},
-        side_files=tuple(SideFile(name, "adapter") for name in adapter.side_files if name not in NOT_COPIED),
+        texts={ADAPTER_CONFIG: config_text(adapter.config)},
+        side_files=tuple(SideFile(name, "adapter") for name in travelling),
         untied=(),
         notes=notes,
     )

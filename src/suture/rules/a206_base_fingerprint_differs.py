@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from suture.formats.ledger import NAME
 from suture.rules.base import Case, Rule
 from suture.values import Finding
 
@@ -40,7 +41,7 @@ def check(case: Case) -> Iterable[Finding]:
     then, now = case.ledger.base.fingerprint, case.base_fingerprint
     if then is not None and then != now:
         yield RULE.finding(
-            "suture_ledger.json: base",
+            f"{NAME}: base",
             f"the adapter was trained on {case.ledger.base.name}, whose bytes have the fingerprint {then[:12]}…",
             f"the base that was given, {case.checkpoint.folder.name}, whose fingerprint is {now[:12]}…",
             "Merge onto the very base of the training run. If only its type was changed, pass --ignore A206.",

@@ -30,7 +30,7 @@ from collections.abc import Iterable
 
 from suture.formats.ledger import NAME
 from suture.rules.base import Case, Rule
-from suture.targets import meaning
+from suture.targets import changed_fields
 from suture.values import Finding
 
 
@@ -46,15 +46,13 @@ def check(case: Case) -> Iterable[Finding]:
         )
     if case.ledger is None:
         return
-    then, now = meaning(case.ledger.adapter_config), meaning(case.adapter.config)
-    for field, value in then.items():
-        if now[field] != value:
-            yield RULE.finding(
-                f"adapter_config.json: {field}",
-                f"{field} is {_shown(now[field])}",
-                f"{_shown(value)}, as it was when the adapter was saved ({NAME})",
-                "Put the value back, or pass --ignore A208 if the change is meant.",
-            )
+    for field, then, now in changed_fields(case.ledger.adapter_config, case.adapter.config):
+        yield RULE.finding(
+            f"adapter_config.json: {field}",
+            f"{field} is {_shown(now)}",
+            f"{_shown(then)}, as it was when the adapter was saved ({NAME})",
+            "Put the value back, or pass --ignore A208 if the change is meant.",
+        )
 
 
 def _shown(value: object) -> str:

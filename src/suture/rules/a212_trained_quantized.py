@@ -31,6 +31,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from suture.beside import AXOLOTL
+from suture.formats.ledger import NAME
 from suture.rules.a204_base_differs import QUANTIZED, short_name
 from suture.rules.base import Case, Rule
 from suture.values import Finding
@@ -48,7 +49,7 @@ def check(case: Case) -> Iterable[Finding]:
 
 def _signs(case: Case) -> Iterable[tuple[str, str]]:
     if case.ledger is not None and case.ledger.base.quantize:
-        yield "suture_ledger.json: base", f"quantised as {case.ledger.base.quantize}"
+        yield f"{NAME}: base", f"quantised as {case.ledger.base.quantize}"
     named = case.adapter.config.get("base_model_name_or_path")
     if isinstance(named, str) and QUANTIZED.search(short_name(named)):
         yield "adapter_config.json: base_model_name_or_path", named

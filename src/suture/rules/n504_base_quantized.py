@@ -25,12 +25,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from suture.formats.dtypes import DTYPES
+from suture.formats.model_config import at_every_level
 from suture.rules.a204_base_differs import QUANTIZED
 from suture.rules.base import Case, Rule, listed
-from suture.values import Finding
+from suture.values import Finding, Json
 
 
 def check(case: Case) -> Iterable[Finding]:
@@ -50,16 +50,11 @@ def check(case: Case) -> Iterable[Finding]:
         yield RULE.finding(where, found, "BF16, F16, F32 or F64", do)
 
 
-def _schemes(config: Mapping[str, Any], path: str = "") -> dict[str, str]:
+def _schemes(config: Json) -> dict[str, str]:
     """Where the config says quantised, at any level, and by which method."""
-    found = {}
-    for key, value in config.items():
-        if key == "quantization_config" and value:
-            method = value.get("quant_method") if isinstance(value, Mapping) else None
-            found[f"{path}{key}"] = str(method or "unknown method")
-        elif isinstance(value, Mapping):
-            found |= _schemes(value, f"{path}{key}.")
-    return found
+    said = {".".join(path): value for path, value in at_every_level(config, "quantization_config") if value}
+    methods = {path: value.get("quant_method") if isinstance(value, Mapping) else None for path, value in said.items()}
+    return {path: str(method or "unknown method") for path, method in methods.items()}
 
 
 def _original(case: Case) -> str:

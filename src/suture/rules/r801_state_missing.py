@@ -29,8 +29,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from suture.formats.kind import TRAINER_STATE
 from suture.rules.base import Rule, listed
-from suture.run_folder import STATE, RunFolder
+from suture.run_folder import RunFolder
 from suture.values import Finding
 
 SHARDED = ("global_step", "optimizer_", "pytorch_model_fsdp")
@@ -42,9 +43,9 @@ def check_run(run: RunFolder) -> Iterable[Finding]:
     """At most one finding, with the files; for checkpoints without state on purpose, one in the first of the run."""
     if run.number is None:
         return
-    if STATE not in run.files:
+    if TRAINER_STATE not in run.files:
         found = "there is no trainer_state.json: step, epoch and data order are not known"
-        yield RULE.finding(STATE, found, "the trainer's state", "Resume from the checkpoint before.")
+        yield RULE.finding(TRAINER_STATE, found, "the trainer's state", "Resume from the checkpoint before.")
         return
     step, last = run.state.get("global_step"), run.state.get("max_steps")
     if isinstance(step, int) and isinstance(last, int) and 0 < last <= step:

@@ -24,8 +24,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from suture.formats.kind import TRAINER_STATE
+from suture.formats.ledger import NAME
 from suture.rules.base import Rule
-from suture.run_folder import STATE, RunFolder
+from suture.run_folder import RunFolder
 from suture.values import Finding
 
 DO = "Resume from a checkpoint in which all agree."
@@ -38,18 +40,18 @@ def check_run(run: RunFolder) -> Iterable[Finding]:
         return
     if run.number is not None and step != run.number:
         found = f"{step}, and the folder is {run.folder.name}"
-        yield RULE.finding(f"{STATE}: global_step", found, f"{run.number}", DO)
+        yield RULE.finding(f"{TRAINER_STATE}: global_step", found, f"{run.number}", DO)
     if run.ledger is not None and run.number is not None and run.ledger.step != step:
         found = f"step {run.ledger.step}, and trainer_state.json says {step}"
-        yield RULE.finding("suture_ledger.json: step", found, f"{step}", DO)
+        yield RULE.finding(f"{NAME}: step", found, f"{step}", DO)
     last = run.state.get("max_steps")
     if isinstance(last, int) and 0 < last < step:
         found = f"{last}, and {step} steps were made"
-        yield RULE.finding(f"{STATE}: max_steps", found, f"at least {step}", DO, severity="warning")
+        yield RULE.finding(f"{TRAINER_STATE}: max_steps", found, f"at least {step}", DO, severity="warning")
     logged = max((n for entry in entries(run) if isinstance(n := entry.get("step"), int)), default=0)
     if logged > step:
         found = f"the log goes on to step {logged}, and the checkpoint is of step {step}"
-        yield RULE.finding(f"{STATE}: log_history", found, f"no step after {step}", DO)
+        yield RULE.finding(f"{TRAINER_STATE}: log_history", found, f"no step after {step}", DO)
 
 
 def entries(run: RunFolder) -> list[dict[str, Any]]:

@@ -34,9 +34,10 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from suture.formats.kind import TRAINER_STATE
 from suture.rules.base import Rule
 from suture.rules.r802_step_disagrees import entries
-from suture.run_folder import STATE, RunFolder
+from suture.run_folder import RunFolder
 from suture.values import Finding
 
 FIELDS = ("loss", "grad_norm", "eval_loss")
@@ -61,7 +62,7 @@ def check_run(run: RunFolder) -> Iterable[Finding]:
         found = f"{field} is {_shown(broken[0][1])} at step {first}, and broken in {len(broken)} of {len(lines)} lines"
         found += ", up to the last" if at_end else ""
         severity = RULE.severity if at_end else "warning"
-        yield RULE.finding(f"{STATE}: log_history", found, "finite numbers", DO, severity=severity)
+        yield RULE.finding(f"{TRAINER_STATE}: log_history", found, "finite numbers", DO, severity=severity)
     yield from _zeros(run)
 
 
@@ -76,7 +77,9 @@ def _zeros(run: RunFolder) -> Iterable[Finding]:
         if len(end) >= SEVERAL:
             found = f"{field} is 0 in the last {len(end)} of {len(lines)} lines, from step {end[0].get('step')} on"
             found += "" if field == "grad_norm" else ", and no gradient flows"
-            yield RULE.finding(f"{STATE}: log_history", found, "numbers that are not zero", why, severity="warning")
+            yield RULE.finding(
+                f"{TRAINER_STATE}: log_history", found, "numbers that are not zero", why, severity="warning"
+            )
             return
 
 

@@ -27,8 +27,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from suture.formats.listing import ADAPTER_WEIGHTS
 from suture.rules.base import Rule, listed
-from suture.run_folder import WEIGHTS, RunFolder
+from suture.run_folder import RunFolder
 from suture.values import Finding
 
 _FOLDER = re.compile(r"^(global_step\d+|pytorch_model_fsdp_\d+|.*_rank_?\d+)$")
@@ -43,9 +44,9 @@ def check_run(run: RunFolder) -> Iterable[Finding]:
     has_model = any(
         name.startswith(("model", "pytorch_model", "adapter_model")) for name in run.files if name not in parts
     )
-    if parts and run.adapter is None and not has_model and WEIGHTS not in run.unreadable:
+    if parts and run.adapter is None and not has_model and ADAPTER_WEIGHTS not in run.unreadable:
         found = f"there are parts of several processes ({listed(parts)}), and no whole adapter"
-        yield RULE.finding(parts[0], found, WEIGHTS, DO)
+        yield RULE.finding(parts[0], found, ADAPTER_WEIGHTS, DO)
     if run.adapter is None:
         return
     tensors = run.adapter.tensors

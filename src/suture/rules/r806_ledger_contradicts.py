@@ -29,7 +29,7 @@ from collections.abc import Iterable
 from suture.formats.ledger import NAME
 from suture.rules.base import Rule, listed
 from suture.run_folder import RunFolder
-from suture.targets import meaning
+from suture.targets import changed_fields
 from suture.values import Adapter, Finding, Ledger
 
 DO = "Bring back the original of this file, or resume from the checkpoint before."
@@ -71,11 +71,9 @@ def _tensors(run: RunFolder, adapter: Adapter, ledger: Ledger) -> Iterable[Findi
 
 
 def _config(run: RunFolder, adapter: Adapter, ledger: Ledger) -> Iterable[Finding]:
-    then, now = meaning(ledger.adapter_config), meaning(adapter.config)
-    for field in then:
-        if then[field] != now[field]:
-            found = f"{now[field]!r}, and {then[field]!r} when it was saved"
-            yield RULE.finding(f"{run.beside('adapter_config.json')}: {field}", found, f"{then[field]!r}", DO)
+    for field, then, now in changed_fields(ledger.adapter_config, adapter.config):
+        found = f"{now!r}, and {then!r} when it was saved"
+        yield RULE.finding(f"{run.beside('adapter_config.json')}: {field}", found, f"{then!r}", DO)
 
 
 RULE = Rule("R806", "ledger-contradicts", "error", run=check_run, modes=("F05", "F09"))

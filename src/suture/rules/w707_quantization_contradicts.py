@@ -27,13 +27,13 @@ back the part of the base's config. If scales are missing, the weights are lost:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
+from suture.formats.model_config import at_every_level
 from suture.formats.quantized import BITSANDBYTES, MXFP4, PACKED_COLUMNS, SCALED
 from suture.model_folder import ModelFolder
 from suture.rules.base import Rule, listed
-from suture.values import Finding
+from suture.values import Finding, Json
 
 KEYS = ("quantization_config", "compression_config")
 FILES = {"quantize_config.json", "hf_quant_config.json"}  # where older tools say it
@@ -48,7 +48,7 @@ def check_model(model: ModelFolder) -> Iterable[Finding]:
     if not model.tensors or not model.config:
         return
     schemes = model.quantized.schemes
-    said = dict(_said(model.config))
+    said = _said(model.config)
     for path, method in sorted(said.items()):
         wanted = LEAVES.get(method)
         if wanted and wanted not in schemes:
@@ -71,13 +71,13 @@ def check_model(model: ModelFolder) -> Iterable[Finding]:
         yield RULE.finding(f"{tensor.file}: {lonely[0]}", found + listed(lonely), "floats, or scales beside them", do)
 
 
-def _said(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+def _said(config: Json) -> dict[str, str]:
     """Where a config says quantised, and by which method."""
-    for key, item in value.items():
-        if key in KEYS and isinstance(item, Mapping) and item:
-            yield f"{path}{key}", str(item.get("quant_method", "an unknown method"))
-        elif isinstance(item, Mapping):
-            yield from _said(item, f"{path}{key}.")
+    return {
+        ".".join(path): str(value.get("quant_method", "an unknown method"))
+        for path, value in at_every_level(config, *KEYS)
+        if isinstance(value, Mapping) and value
+    }
 
 
 RULE = Rule("W707", "quantization-contradicts", "error", model=check_model, modes=("F17", "F41"))

@@ -46,7 +46,21 @@ def audit(
     Raises:
         UsageError: the model has no LoRA adapter, or several active ones; or the probe needs a batch.
     """
-    live = look(model)
+    return audit_of(look(model), optimizer, batch=batch, gradients=gradients)
+
+
+def audit_of(
+    live: Live,
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    batch: Mapping[str, Any] | None = None,
+    gradients: bool = True,
+) -> Audit:
+    """`audit` of a model that was looked at already.
+
+    Raises:
+        UsageError: the probe needs a batch, or the model does not take this one.
+    """
     at_rest = coded("L912", _at_rest(live))
     differences = [
         *at_rest,

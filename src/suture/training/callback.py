@@ -19,7 +19,7 @@ from suture.errors import AuditFailed, NotSaved, ResumeRefused, UsageError
 from suture.formats import base_on_disk, fingerprint, read_adapter
 from suture.training import folder as folders
 from suture.training import ledger as ledgers
-from suture.training.audit import audit, coded, peak_rates, tensor_records
+from suture.training.audit import audit_of, coded, peak_rates, tensor_records
 from suture.training.compare import (
     against_ledger,
     against_memory,
@@ -93,7 +93,7 @@ class ProofCallback(TrainerCallback):  # type: ignore[misc]  # Transformers is u
             args.should_save,
         )
         live = look(model)
-        found = audit(model, optimizer, batch=_batch(seen.get("train_dataloader")))
+        found = audit_of(live, optimizer, batch=_batch(seen.get("train_dataloader")))
         if self.provenance is None:
             found = self._with_base(found, live)
         folder = folders.checkpoint(Path(args.output_dir), state.global_step)

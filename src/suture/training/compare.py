@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,14 +9,14 @@ from pathlib import Path
 from peft import get_peft_model_state_dict
 
 from suture.arch import describe
-from suture.formats import TensorReader, file_sha256
+from suture.formats import TensorReader, file_sha256, stored_sha256
 from suture.groups import group_of
-from suture.targets import meaning
+from suture.targets import changed_fields
 from suture.training import ledger as ledgers
 from suture.training.live import Live
 from suture.training.probe import token_rows
 from suture.training.readback import tensor_sha256
-from suture.values import Adapter, Arch, Checkpoint, Difference, Json, Ledger, TensorInfo, TensorRecord
+from suture.values import Adapter, Arch, Checkpoint, Difference, Json, Ledger, TensorRecord
 
 RESUMABLE = ("scheduler.pt", "trainer_state.json")  # and the optimiser, whose files have a name for each backend
 
@@ -31,11 +30,9 @@ def against_ledger(adapter: Adapter, ledger: Ledger, arch: Arch) -> list[Differe
     shaped = {
         n: r.n_values for n, r in recorded.items() if n in adapter.tensors and adapter.tensors[n].shape != r.shape
     }
-    changed = {
-        name: t.n_values
-        for name, t in adapter.tensors.items()
-        if name in ledger.sha256 and name not in shaped and sha256_of(adapter.folder, t) != ledger.sha256[name]
-    }
+    alike = {name: t for name, t in adapter.tensors.items() if name in ledger.sha256 and name not in shaped}
+    with TensorReader(adapter.folder) as reader:
+        changed = {n: t.n_values for n, t in alike.items() if stored_sha256(reader, t) != ledger.sha256[n]}
     do = "Bring back the original of this file; or delete this checkpoint, and resume from the one before."
     return [
         *grouped(arch, missing, "{what} missing from the file, though the ledger has it: {n}", do),
@@ -48,17 +45,15 @@ def against_ledger(adapter: Adapter, ledger: Ledger, arch: Arch) -> list[Differe
 
 def config_differences(then: Json, now: Json, where: str, when: str) -> list[Difference]:
     """Fields that decide what an adapter computes and have changed."""
-    old, new = meaning(then), meaning(now)
     return [
         Difference(
             "config",
-            f"{where}: {name} is {new[name]!r}, but was {old[name]!r} {when}",
+            f"{where}: {name} is {new!r}, but was {old!r} {when}",
             "Put the value back; a continued run (`suture train --continue`) may change it and says what that does.",
             (name,),
             0,
         )
-        for name in old
-        if old[name] != new[name]
+        for name, old, new in changed_fields(then, now)
     ]
 
 
@@ -199,12 +194,3 @@ def described(group: str, keys: Iterable[str]) -> str:
         return f"{' and '.join(names)}{of} {'is' if len(modules) == 1 else 'are'}"
     tensors = f"{len(keys):,} {'tensor' if len(keys) == 1 else 'tensors'}"
     return f"{'LoRA' if group == 'LoRA' else group} of {modules_of} ({tensors}) is"
-
-
-def sha256_of(folder: Path, tensor: TensorInfo) -> str:
-    """sha256 of a tensor's bytes in its file, read in blocks."""
-    total = hashlib.sha256()
-    with TensorReader(folder) as reader:
-        for block in reader.blocks(tensor):
-            total.update(block.data)
-    return total.hexdigest()

@@ -10,7 +10,7 @@ import torch
 
 from suture.errors import UsageError
 from suture.formats import base_on_disk
-from suture.training.audit import audit, coded
+from suture.training.audit import audit_of, coded
 from suture.training.compare import grouped, unsaved_rows
 from suture.training.live import Live, look
 from suture.values import Audit, Difference
@@ -31,14 +31,14 @@ def examine(
     Raises:
         UsageError: the model has no LoRA adapter, or several active ones; or it does not take the batch.
     """
+    live = look(model)
     try:
-        found = audit(model, optimizer, batch=batch)
+        found = audit_of(live, optimizer, batch=batch)
     except UsageError as error:
         if batch is not None:
             raise
-        found = audit(model, optimizer, gradients=False)  # what the probe needs, nobody has passed
+        found = audit_of(live, optimizer, gradients=False)  # what the probe needs, nobody has passed
         found = replace(found, notes=(*found.notes, error.found))
-    live = look(model)
     base = base_on_disk(str(live.config.get("base_model_name_or_path") or ""))
     more = [
         *coded("L909", unsaved_rows(live, base) if base is not None else ()),

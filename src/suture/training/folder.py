@@ -6,7 +6,6 @@ import fcntl
 import json
 import math
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from safetensors import SafetensorError
 from suture.errors import InputError, OutputError, OutputExists, OutputLocked
 from suture.execute.disk import sync_path
 from suture.formats import ledger
+from suture.formats.listing import CHECKPOINT
 
 CONFIG = "run.yaml"
 METRICS = "metrics.jsonl"
@@ -28,7 +28,6 @@ START = "start"  # the adapter as it was before the first step
 ADAPTER = "adapter"  # the result
 LOCK = ".lock"
 LEDGER = ledger.NAME
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 def claim(run: Path) -> None:
@@ -146,7 +145,7 @@ def lines_until(path: Path, step: int) -> list[dict[str, Any]]:
 
 def checkpoints(run: Path) -> tuple[Path, ...]:
     """Checkpoint folders, oldest first."""
-    found = [(int(m[1]), p) for p in run.iterdir() if p.is_dir() and (m := _CHECKPOINT.fullmatch(p.name))]
+    found = [(int(m[1]), p) for p in run.iterdir() if p.is_dir() and (m := CHECKPOINT.fullmatch(p.name))]
     return tuple(path for _, path in sorted(found))
 
 

@@ -14,13 +14,14 @@ from suture.codec import to_json
 from suture.formats import file_sha256
 from suture.formats.ledger import NAME, VERSION
 from suture.formats.ledger import read_ledger as read
+from suture.formats.listing import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from suture.training.folder import put_json, sync
 from suture.values import Ledger
 
 __all__ = ["NAME", "VERSION", "hash_files", "read", "tokenizer_sha256", "versions", "write"]
 
 PACKAGES = ("suture", "torch", "transformers", "peft", "accelerate", "trl", "bitsandbytes", "datasets", "tokenizers")
-WEIGHTS = ("adapter_model.safetensors", "adapter_config.json")
+WEIGHTS = (ADAPTER_WEIGHTS, ADAPTER_CONFIG)
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json")
 
 

@@ -13,7 +13,7 @@ import torch
 
 from suture.errors import NotSaved
 from suture.formats import TensorReader, read_adapter
-from suture.targets import meaning
+from suture.targets import changed_fields
 from suture.training.live import DTYPES, WRAPPERS, Live
 from suture.values import Adapter, Json, TensorInfo
 
@@ -79,10 +79,8 @@ def _keys(adapter: Adapter, live: Live) -> Iterable[str]:
 
 
 def _config(saved: Json, live: Json) -> Iterable[str]:
-    ours, theirs = meaning(live), meaning(saved)
-    for name, value in ours.items():
-        if theirs[name] != value:
-            yield f"adapter_config.json: {name} is {theirs[name]!r}, in memory {value!r}"
+    for name, ours, theirs in changed_fields(live, saved):
+        yield f"adapter_config.json: {name} is {theirs!r}, in memory {ours!r}"
 
 
 def in_memory(key: str, live: Live) -> torch.Tensor | None:

@@ -15,6 +15,7 @@ from suture import targets
 from suture.arch import describe
 from suture.errors import InputError, ResumeRefused, UsageError
 from suture.formats import TensorReader, file_sha256, read_adapter
+from suture.formats.listing import ADAPTER_WEIGHTS
 from suture.pipeline import make_case
 from suture.rewriting import PREFIX
 from suture.rules import diagnose
@@ -199,7 +200,7 @@ def set_values(live: Live, tensors: Mapping[str, torch.Tensor]) -> None:
             *grouped(live.arch, homeless, "{what} in the file, but not in the model: {n}", "The file is another's."),
             *grouped(live.arch, left, "{what} without a starting value: {n}", "The adapter's file lacks them."),
         ]
-        raise ResumeRefused(differences, where="adapter_model.safetensors")
+        raise ResumeRefused(differences, where=ADAPTER_WEIGHTS)
     with torch.no_grad():
         for key, place in places.items():
             if place is not None:

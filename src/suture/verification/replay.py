@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from suture.values import Adapter, Check, Checkpoint, Plan, Verdict
+from suture.values import Adapter, Check, Checkpoint, Plan, TensorVerdict, Verdict
 from suture.verification import configs, names, reading, structure
 from suture.verification.compare import Manner, Progress, compare
 from suture.verification.expect import Inputs
@@ -38,13 +38,8 @@ def replay_adapter(plan: Plan, checkpoint: Checkpoint, adapter: Adapter, folder:
     Raises:
         InputError: the folder, or an input, cannot be read.
     """
-    stored = reading.read_folder(folder, (file.name for file in plan.files))
-    inputs = Inputs.of(checkpoint, adapter)
-    matched = names.match(plan, inputs, folder, stored.tensors, strict=True)
-    values, wrong = compare(plan, inputs, folder, matched.found, Manner(True, strict=True, progress=None))
-    checks = (*structure.check_planned(plan, checkpoint, adapter, folder), matched.check, *values)
-    wrong = (*matched.wrong, *wrong)
-    return Verdict(all(c.ok for c in checks) and not wrong, checks, wrong)
+    _, named, values, wrong = _compare(plan, checkpoint, adapter, folder, Manner(True, strict=True, progress=None))
+    return _verdict((*structure.check_planned(plan, checkpoint, adapter, folder), named, *values), wrong)
 
 
 def check_folder(
@@ -55,16 +50,27 @@ def check_folder(
     Tensors are matched by name and read by the folder's own headers, so that merges of any tool can be judged. Unless
     `manner.strict`, other shards, another float dtype and more than one rounding are let pass and told.
     """
+    stored, named, values, wrong = _compare(plan, checkpoint, adapter, folder, manner)
+    checks = (
+        *before,
+        *structure.check(folder, stored, frozenset(side.name for side in plan.side_files)),
+        named,
+        *configs.check(plan, checkpoint, folder, stored.tensors),
+        *values,
+    )
+    return _verdict(checks, wrong)
+
+
+def _compare(
+    plan: Plan, checkpoint: Checkpoint, adapter: Adapter, folder: Path, manner: Manner
+) -> tuple[reading.Stored, Check, tuple[Check, ...], tuple[TensorVerdict, ...]]:
+    """A folder's headers, the check of its names, those of its values, and the tensors that are missing or wrong."""
     stored = reading.read_folder(folder, (file.name for file in plan.files))
     inputs = Inputs.of(checkpoint, adapter)
     matched = names.match(plan, inputs, folder, stored.tensors, strict=manner.strict)
     values, wrong = compare(plan, inputs, folder, matched.found, manner)
-    checks = (
-        *before,
-        *structure.check(folder, stored, frozenset(side.name for side in plan.side_files)),
-        matched.check,
-        *configs.check(plan, checkpoint, folder, stored.tensors),
-        *values,
-    )
-    wrong = (*matched.wrong, *wrong)
-    return Verdict(all(c.ok for c in checks) and not wrong, checks, wrong)
+    return stored, matched.check, values, (*matched.wrong, *wrong)
+
+
+def _verdict(checks: tuple[Check, ...], wrong: tuple[TensorVerdict, ...]) -> Verdict:
+    return Verdict(all(check.ok for check in checks) and not wrong, checks, wrong)

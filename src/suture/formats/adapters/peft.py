@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,12 @@ from suture.formats import hub, pickles
 from suture.formats.adapter_config import check_types
 from suture.formats.files import inside, quoted
 from suture.formats.jsonfile import read_json_object
-from suture.formats.listing import ADAPTER_CONFIG, file_names, side_files
+from suture.formats.listing import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CHECKPOINT, file_names, side_files
 from suture.formats.safetensors import read_header
 from suture.values import Adapter
 
-WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
 
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _MLX_KEYS = ("fine_tune_type", "lora_parameters", "lora_layers")
 _OTHER_FILES = {
     "adapters.safetensors": "MLX",
@@ -55,7 +52,7 @@ def read_adapter(
     folder, adapter_name = _choose(root, name)
     config = _read_config(folder)
     names = file_names(folder)
-    if WEIGHTS not in names and PICKLE in names:
+    if ADAPTER_WEIGHTS not in names and PICKLE in names:
         if allow_pickle:
             folder = pickles.converted(folder, [PICKLE])
             names = file_names(folder)
@@ -63,15 +60,18 @@ def read_adapter(
             raise PickleRefused(
                 f"the weights are pickled ({PICKLE}), and opening a pickle can run code",
                 where=str(folder),
-                expected=WEIGHTS,
+                expected=ADAPTER_WEIGHTS,
                 do="Save the adapter with a current PEFT, or pass --allow-pickle: tensors are read, code never runs.",
             )
-    if WEIGHTS not in names and need_weights:
+    if ADAPTER_WEIGHTS not in names and need_weights:
         raise InputError(
-            f"there is {ADAPTER_CONFIG} but no weights", where=str(folder), expected=WEIGHTS, do="Finish the copy."
+            f"there is {ADAPTER_CONFIG} but no weights",
+            where=str(folder),
+            expected=ADAPTER_WEIGHTS,
+            do="Finish the copy.",
         )
-    tensors = {t.name: t for t in read_header(folder, WEIGHTS).tensors} if WEIGHTS in names else {}
-    return Adapter(folder, adapter_name, config, tensors, WEIGHTS, side_files(folder))
+    tensors = {t.name: t for t in read_header(folder, ADAPTER_WEIGHTS).tensors} if ADAPTER_WEIGHTS in names else {}
+    return Adapter(folder, adapter_name, config, tensors, ADAPTER_WEIGHTS, side_files(folder))
 
 
 def _choose(root: Path, name: str | None) -> tuple[Path, str]:
@@ -89,14 +89,14 @@ def _choose(root: Path, name: str | None) -> tuple[Path, str]:
         raise _too_many(root, list(found))
     path = next(iter(found)) if name is None else name
     last = path.rpartition("/")[2]
-    return found[path], "default" if _CHECKPOINT.fullmatch(last) else last
+    return found[path], "default" if CHECKPOINT.fullmatch(last) else last
 
 
 def _adapters(root: Path) -> dict[str, Path]:
     """Every adapter of a folder: "default" for itself, else a subfolder's path, below trainer checkpoints too."""
     found = {}
     for folder in _subfolders(root):
-        deeper = _subfolders(folder) if _CHECKPOINT.fullmatch(folder.name) else []
+        deeper = _subfolders(folder) if CHECKPOINT.fullmatch(folder.name) else []
         for place in [folder, *deeper]:
             if ADAPTER_CONFIG in file_names(place):
                 found[place.relative_to(root).as_posix()] = place
@@ -128,7 +128,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _too_many(root: Path, names: list[str]) -> InputError:
-    checkpoints = [(int(match[1]), n) for n in names if (match := _CHECKPOINT.match(n))]
+    checkpoints = [(int(match[1]), n) for n in names if (match := CHECKPOINT.match(n))]
     latest = f" The latest checkpoint is {max(checkpoints)[1]}." if checkpoints else ""
     return InputError(
         f"there are {len(names)} adapters: {', '.join(names)}",
@@ -140,7 +140,7 @@ def _too_many(root: Path, names: list[str]) -> InputError:
 
 def _nothing_found(root: Path) -> InputError:
     names = file_names(root)
-    where, expected = str(root), f"{ADAPTER_CONFIG} and {WEIGHTS}"
+    where, expected = str(root), f"{ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}"
     for file in names:
         tool = "llama.cpp" if file.endswith(".gguf") else _OTHER_FILES.get(file)
         if tool:
@@ -148,7 +148,7 @@ def _nothing_found(root: Path) -> InputError:
             return FormatError(
                 f"{file} looks like an adapter of {tool}, not of PEFT", where=where, expected=expected, do=do
             )
-    if WEIGHTS in names or PICKLE in names:
+    if ADAPTER_WEIGHTS in names or PICKLE in names:
         do = "Copy the config that was saved beside the weights."
         return InputError(f"adapter weights but no {ADAPTER_CONFIG}", where=where, expected=expected, do=do)
     if "config.json" in names:
