@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow lint types check docs bench fuzz clean
+.PHONY: help demo test slow lint types check docs table bench fuzz clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1	/' | expand -t 10
@@ -32,6 +32,9 @@ check: lint types test slow ## all of the above but the demo
 
 docs: $(READY) ## write docs/rules.md and docs/failure_modes.md from the source
 	$(BIN)/python docs/make_pages.py
+
+table: $(READY) ## write src/suture/arch/table.json from the installed Transformers (ten minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python tools/make_table.py
 
 bench: $(READY) ## time merges against a plain copy and PEFT (an hour, 60 GB of disk), and training against TRL
 	$(BIN)/python benchmarks/bench_merge.py

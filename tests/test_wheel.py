@@ -48,4 +48,5 @@ def test_without_a_compiler(tmp_path):
     assert wheel.name.endswith("-py3-none-any.whl")
     assert "was not compiled" in told
     assert "numpy" in told
+    assert (tmp_path / "site" / "suture" / "arch" / "table.json").is_file()
     assert said(tmp_path) == "there was no C compiler when Suture was installed"

@@ -24,7 +24,7 @@ class BaseFacts:
 
     folder: Path
     model_class: str
-    source: str  # of the knowledge about the class: "transformers 5.23.0", or "headers"
+    source: str  # of the knowledge about the class: "transformers 5.23.0", "table of transformers 5.23.0", or "headers"
     n_params: int
     n_tensors: int  # in the files; 0 when there is only a config
     n_bytes: int

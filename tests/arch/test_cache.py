@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import zoo
 
 from arch.loading import headers, read, shapes
 from suture import arch
-from suture.arch import cache, describe
+from suture.arch import cache, describe, table
 from suture.home import cache_folder
 from suture.values import Arch, Param, Part, Tie
 
@@ -23,7 +25,9 @@ NORM = shapes(**{"model.norm.weight": (32,)})
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
+    """An empty cache, and no table: it would answer first."""
     monkeypatch.setenv("SUTURE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(table, "lookup", lambda config, tensors: None)
 
 
 def made(n_parts: int = 0) -> Arch:
@@ -57,7 +61,7 @@ def test_a_hit_is_the_description(name, base_of):
 
 def test_a_hit_builds_nothing(monkeypatch):
     first = describe(LLAMA, NORM)
-    monkeypatch.setattr(arch, "_describe", None)
+    monkeypatch.setattr(arch, "build", None)
     assert describe(LLAMA, NORM) == first
 
 
@@ -123,6 +127,46 @@ def test_nothing_but_the_file_is_left(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         cache.save("other", made())
     assert [p.name for p in (cache_folder() / "arch").iterdir()] == ["k.json"]
+
+
+def kept():
+    return sorted(p.stem for p in (cache_folder() / "arch").iterdir())
+
+
+def test_there_are_never_more_files_than_a_limit_and_the_least_used_go(monkeypatch):
+    monkeypatch.setattr(cache, "MAX_FILES", 3)
+    for age, key in enumerate(("newest", "new", "old", "oldest")):
+        cache.save(key, made())
+        file = cache_folder() / "arch" / f"{key}.json"
+        os.utime(file, (10**9 - age, 10**9 - age))
+    assert kept() == ["new", "newest", "oldest"]  # what was just written stays
+    assert cache.load("oldest") == cache.load("new") == made()
+    os.utime(cache_folder() / "arch" / "newest.json", (10**9, 10**9))
+    cache.save("more", made())
+    assert kept() == ["more", "new", "oldest"]
+
+
+def test_there_are_never_more_bytes_than_a_limit(monkeypatch):
+    cache.save("small", made())
+    size = (cache_folder() / "arch" / "small.json").stat().st_size
+    monkeypatch.setattr(cache, "MAX_BYTES", 2 * size)
+    cache.save("other", made())
+    assert kept() == ["other", "small"]
+    cache.save("large", made(n_parts=100))
+    assert kept() == ["large"]
+    cache.save("larger", made(n_parts=200))
+    assert cache.load("larger") == made(n_parts=200)
+
+
+def test_what_another_process_removes_first_is_no_error(monkeypatch, caplog):
+    monkeypatch.setattr(cache, "MAX_FILES", 1)
+    cache.save("a", made())
+    unlink = Path.unlink
+    monkeypatch.setattr("pathlib.Path.unlink", lambda self, **options: (unlink(self), unlink(self, **options)))
+    with caplog.at_level(logging.WARNING):
+        cache.save("b", made())
+    assert kept() == ["b"]
+    assert not caplog.records
 
 
 def _fail(*_):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from suture.arch import cache as _cache
+from suture.arch import table as _table
 from suture.values import Arch, Json, Part, TensorInfo
 
-__all__ = ["describe"]
+__all__ = ["build", "describe"]
 
 
 def describe(config: Json, tensors: Mapping[str, TensorInfo], *, cache: bool = True) -> Arch:
@@ -15,24 +16,34 @@ def describe(config: Json, tensors: Mapping[str, TensorInfo], *, cache: bool = T
 
     Args:
         tensors: of the checkpoint, by name; may be empty when there is only a config.
-        cache: whether an earlier description of the same config and headers may be used, and this one kept.
+        cache: whether an earlier description of the same config and headers may be used, and this one kept, where
+            the table of known classes does not answer.
 
     Raises:
         FormatError: Transformers rejects the config.
         MissingExtra: the model class needs a package that is not installed.
     """
+    known = _table.lookup(config, tensors)
+    if known is not None:
+        return known
     if not cache:
-        return _describe(config, tensors)
+        return build(config, tensors)
     key = _cache.key_of(config, tensors)
     known = _cache.load(key)
     if known is not None:
         return known
-    arch = _describe(config, tensors)
+    arch = build(config, tensors)
     _cache.save(key, arch)
     return arch
 
 
-def _describe(config: Json, tensors: Mapping[str, TensorInfo]) -> Arch:
+def build(config: Json, tensors: Mapping[str, TensorInfo]) -> Arch:
+    """The same from Transformers itself, which builds the class: what the table is made from and compared with.
+
+    Raises:
+        FormatError: Transformers rejects the config.
+        MissingExtra: the model class needs a package that is not installed.
+    """
     from suture.arch import meta
     from suture.arch.headers import read_headers
     from suture.arch.names import NotExpressible, follow

@@ -1,6 +1,7 @@
 """Descriptions kept on disk: a second look at the same model needs neither torch nor Transformers.
 
 A file is the sha256 of what follows, a newline, and JSON. One that cannot be read or written costs time, never more.
+Files that were not used for longest go when there are too many.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +25,10 @@ from suture.values import Arch, Json, Part, TensorInfo
 
 # To be raised when descriptions change although the versions and the inputs do not.
 SCHEMA = 1
+
+# Descriptions have 0.1 to 3 MB.
+MAX_FILES = 200
+MAX_BYTES = 200 * 1024 * 1024
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +46,8 @@ def load(key: str) -> Arch | None:
     try:
         path = _path(key)
         written = path.read_bytes()
+        with contextlib.suppress(OSError):  # of a cache that may only be read
+            os.utime(path)
     except FileNotFoundError:
         return None
     except (OSError, RuntimeError) as error:
@@ -67,11 +75,28 @@ def save(key: str, arch: Arch) -> None:
             temporary = Path(file.name)
             file.write(_sha256(body) + b"\n" + body)
         temporary.replace(path)
+        _prune(path)
     except (OSError, RuntimeError) as error:
         _log.warning("The cache of model descriptions cannot be written (%s).", error)
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def _prune(newest: Path) -> None:
+    """Remove what was used longest ago, and what a killed process left, until the rest fits."""
+    found: list[tuple[int, str, int]] = []
+    for entry in os.scandir(newest.parent):
+        with contextlib.suppress(FileNotFoundError):  # another process removes them too
+            status = entry.stat(follow_symlinks=False)
+            found.append((status.st_mtime_ns, entry.name, status.st_size))
+    n_files, n_bytes = len(found), sum(size for _, _, size in found)
+    for _, name, size in sorted(found):
+        if n_files <= MAX_FILES and n_bytes <= MAX_BYTES:
+            return
+        if name != newest.name:
+            newest.with_name(name).unlink(missing_ok=True)
+            n_files, n_bytes = n_files - 1, n_bytes - size
 
 
 def _packed(arch: Arch) -> dict[str, Any]:

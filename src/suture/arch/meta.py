@@ -22,7 +22,7 @@ from suture.values import Json, Kind, Param
 _AUTO = ("SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "CAUSAL_LM", "IMAGE_TEXT_TO_TEXT")
 
 # Keys that choose kernels, code or downloads; none of them changes a name or a shape.
-_NEUTRAL = (
+NEUTRAL = (
     "auto_map",
     "attn_implementation",
     "_attn_implementation",
@@ -183,7 +183,7 @@ def _neutral(value: Any) -> Any:
     if isinstance(value, Mapping):
         if set(value) == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity", "NaN"):
             return float(value["__float__"])
-        return {k: _neutral(v) for k, v in value.items() if k not in _NEUTRAL}
+        return {k: _neutral(v) for k, v in value.items() if k not in NEUTRAL}
     if isinstance(value, (list, tuple)):
         return [_neutral(v) for v in value]
     return value

@@ -61,7 +61,7 @@ class Arch:
     """What a model is, from its class alone: names, shapes, kinds, ties, and how files become parameters."""
 
     model_class: str
-    source: str  # "transformers 5.23.0", or "headers" when the class is not known to Transformers
+    source: str  # "transformers 5.23.0", "table of transformers 5.23.0"; "headers" when Transformers lacks the class
     params: Mapping[str, Param]  # in the class's order of declaration
     parts: tuple[Part, ...]
     ties: tuple[Tie, ...]
