@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -175,14 +176,16 @@ def test_a_link_as_output(server, scene, whole, llama, target):
     assert set(made.left()) == {"out"} | ({target} - {"circle"})
 
 
-def test_folders_that_cannot_be_written_to(server, scene, whole, llama):
-    """TMPDIR, the cache and the home: of no use, of no matter."""
-    made = scene(llama)
+def test_folders_that_cannot_be_written_to(server, own, whole, llama):
+    """TMPDIR, the cache and the home: of no use, of no matter. The cache is asked where the table does not know."""
+    made, config = own, own.inputs / "base" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "unknown_to_the_table": 1}))
     where = {"TMPDIR": "/proc", "SUTURE_CACHE": "/proc/cache", "HOME": "/proc"}
     ended = server.run(made.merge, how=How(env=where))
     assert ended.code == 0, ended.stderr
     assert "cache of model descriptions cannot be" in ended.told
-    assert sums(made.out) == whole(llama)
+    undisturbed, merged = whole(llama), sums(made.out)
+    assert {name for name in merged if merged[name] != undisturbed[name]} <= {"config.json", "suture_receipt.json"}
 
 
 def test_a_disk_that_is_read_only(server, scene, llama):
