@@ -3,9 +3,10 @@
     python benchmarks/bench_merge.py                      every case below (an hour, 60 GB of disk)
     python benchmarks/bench_merge.py --cases 1b 3b --rounds 5
 
-Memory that a virtual machine has given back to its host is slow to touch again. So before every timed run as much
-memory as the run needs is touched and freed, and the inputs are read once (warm) or dropped from the page cache (cold;
-needs root). Outputs are removed and the disk is idle before each run. Times are of whole processes, start-up included.
+Memory that a virtual machine has given back to its host is slow to touch again. So right before every timed run the
+base is copied and the copy removed: the memory that the run needs was in use a moment ago. The inputs were read by
+that (warm), or are dropped from the page cache (cold; needs root). Outputs are removed and the disk is idle before each
+run. Times are of whole processes, start-up included.
 """
 
 from __future__ import annotations
@@ -93,19 +94,13 @@ def command(rival: str, base: Path, adapter: Path, out: Path) -> tuple[list[str]
     return merge, numpy
 
 
-def touch_and_free(n_bytes: int) -> None:
-    """Have the machine hold that much memory. In a process of its own, since a child inherits its parent's peak."""
-    touch = f"memory = bytearray({n_bytes}); memory[::4096] = b'1' * len(memory[::4096])"
-    subprocess.run([sys.executable, "-c", touch], check=True)
-
-
-def read_all(folder: Path) -> None:
-    """Bring a folder into the page cache."""
-    buffer = bytearray(8 << 20)
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        with path.open("rb", buffering=0) as file:
-            while file.readinto(buffer):
-                pass
+def prime(base: Path, adapter: Path, out: Path) -> None:
+    """Copy the base and remove the copy; read the adapter."""
+    shutil.rmtree(out, ignore_errors=True)
+    subprocess.run(["cp", "-r", str(base), str(out)], check=True)
+    shutil.copytree(adapter, out / "adapter")
+    shutil.rmtree(out)
+    os.sync()
 
 
 def drop_caches() -> None:
@@ -129,20 +124,14 @@ def timed(rival: str, line: tuple[list[str], dict[str, str]]) -> Run:
 def measure(case: Case, base: Path, adapter: Path, folder: Path, rounds: int) -> list[Run]:
     """All rivals, one after the other, `rounds` times. The order turns round every time."""
     out = folder / "out"
-    size = sum(p.stat().st_size for p in base.rglob("*") if p.is_file())
     runs = []
     for k in range(rounds):
         for rival in case.rivals if k % 2 == 0 else case.rivals[::-1]:
             if rival == "peft" and k % 2:
                 continue  # ten times as long as all others: in every second round
-            shutil.rmtree(out, ignore_errors=True)
-            os.sync()
+            prime(base, adapter, out)
             if case.cold:
                 drop_caches()
-            touch_and_free(size + (1 << 30))
-            if not case.cold:
-                read_all(base)
-                read_all(adapter)
             run = timed(rival, command(rival, base, adapter, out))
             print(f"{k + 1}/{rounds} {rival:24} {run.seconds:7.2f} s {run.peak_mib:7.0f} MiB", file=sys.stderr)
             runs.append(run)

@@ -71,13 +71,14 @@ def run(
     pieces = split(plan, links)
     workers = workers_within(plan, running, len(pieces))
     formulas = Device(running.device) if running.device else fused.load()
-    with stop_signals() as stop, claiming(out, plan_id(plan)) as claimed:
+    identity = plan_id(plan)
+    with stop_signals() as stop, claiming(out, identity) as claimed:
         require_linkable(claimed, links)
         written = [file for file in plan.files if file.name not in links]
         stage = Stage(claimed, written, stop, durable=running.durable)
         with closing(stage), threadpoolctl.threadpool_limits(1, "blas"):
             kernel, before = kernel_name(formulas), state(plan, inputs)
-            head = Head(plan_id(plan), state(plan, inputs, strict=True), kernel, division(pieces), boot_id())
+            head = Head(identity, state(plan, inputs, strict=True), kernel, division(pieces), boot_id())
             stage.open(head, pieces)
             there = stage.clone({name: path for name, path in whole.items() if name not in links})
             done = stage.done | {piece.number for piece in pieces if piece.file in there}
@@ -91,7 +92,7 @@ def run(
             for name, path in sorted(links.items()):
                 stage.link(name, path)
             sha256 |= {name: hashes[name].hexdigest() for name in sorted(hashes)} if running.hashes else {}
-            receipt = make_receipt(plan, inputs, kernel, Made(sha256, base_sha256, tuple(sorted(links))))
+            receipt = make_receipt(plan, inputs, kernel, Made(identity, sha256, base_sha256, tuple(sorted(links))))
             stage.text(RECEIPT, receipt_bytes(receipt))
             stage.wait_for_disk()
             stage.check()

@@ -17,7 +17,6 @@ from suture import compiled
 from suture.codec import to_json
 from suture.execute.device import Device
 from suture.execute.inputs import Inputs
-from suture.planning.codec import plan_id
 from suture.values import Plan, Receipt
 
 RECEIPT = "suture_receipt.json"
@@ -39,8 +38,9 @@ def kernel_name(formulas: object = None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What a merge has put down: hashes by file name, where they were wanted, and files that are links."""
+    """What a merge has put down: whose plan, hashes by file name, where they were wanted, and files that are links."""
 
+    plan_id: str
     sha256: Mapping[str, str]
     base_sha256: Mapping[str, str]
     linked: tuple[str, ...]
@@ -50,7 +50,7 @@ def make_receipt(plan: Plan, inputs: Inputs, kernel: str, made: Made) -> Receipt
     """The receipt of a merge. It holds no time and no host name."""
     return Receipt(
         schema=SCHEMA,
-        plan_id=plan_id(plan),
+        plan_id=made.plan_id,
         base=_name(inputs.checkpoint.folder),
         base_fingerprint=plan.base_fingerprint,
         adapter=_name(inputs.adapter.folder),

@@ -49,9 +49,10 @@ def compare(
             manner.progress(subject.found.n_bytes)
         return outcome
 
+    # Looks of a sample are so short that threads would mostly hand the interpreter to each other.
     workers = max(1, min(os.cpu_count() or 1, 8))
     with threadpool_limits(limits=1), ThreadPoolExecutor(workers, "verify") as pool:
-        outcomes = list(pool.map(one, subjects))
+        outcomes = list((pool.map if manner.full else map)(one, subjects))
     checks = (_copies(outcomes), _changes(outcomes))
     return checks, tuple(o.verdict for o in outcomes if o.verdict is not None)
 
