@@ -33,7 +33,7 @@ check: lint types test slow ## all of the above but the demo
 docs: $(READY) ## write docs/rules.md and docs/failure_modes.md from the source
 	$(BIN)/python docs/make_pages.py
 
-table: $(READY) ## write src/suture/arch/table.json from the installed Transformers (ten minutes)
+table: $(READY) ## write src/suture/arch/table.json from the installed Transformers (three minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python tools/make_table.py
 
 bench: $(READY) ## time merges against a plain copy and PEFT (an hour, 60 GB of disk), and training against TRL

@@ -69,8 +69,9 @@ class Trial:
 
 
 # These override each other, so they are not tried together.
-_ROPE_KEYS = ("rope_parameters", "rope_scaling", "rope_theta", "rope_local_base_freq", "rotary_emb_base")
-_ROTARY_KEYS = (*_ROPE_KEYS, "partial_rotary_factor", "rotary_pct")
+_ROPE_KEYS = ("rope_parameters", "rope_scaling")
+_BASE_KEYS = ("rope_theta", "rope_local_base_freq", "rotary_emb_base")
+_ROTARY_KEYS = (*_ROPE_KEYS, *_BASE_KEYS, "partial_rotary_factor", "rotary_pct")
 
 # Single values where no word fits, for keys whose name holds one of these.
 _SINGLE: Mapping[str, tuple[Any, ...]] = {
@@ -89,6 +90,7 @@ _WORDS: Mapping[str, tuple[str, ...]] = {
     "partial_rotary_factor": ("null", "share"),
     "rotary_pct": ("null", "share"),
     "_token_id": ("null", "token", "tokens", "whole"),
+    **dict.fromkeys(_BASE_KEYS, ("whole", "float")),
     **dict.fromkeys(_ROPE_KEYS, ("null", "whole", "float", "rope", "ropes", "stretched_rope")),
     "": ("null", "bool", "text", "whole", "count", "float", "unit", "layers", "marks", "data"),
 }

@@ -262,7 +262,7 @@ def slow_kernel(out: Out) -> None:
     from suture import compiled
 
     if why := compiled.why_not():
-        line(out, styled("note ", "yellow"), f"numpy computes this merge, at about a third of the speed: {why}")
+        line(out, styled("note ", "yellow"), f"numpy computes this merge, at about half the speed: {why}")
 
 
 def _side_files(todo: Plan) -> str:
