@@ -32,6 +32,7 @@ INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format
 PIECE_BYTES = 1 << 22
 KEPT_BYTES = 1 << 23
+MIN_KEPT = 4  # the factors of both products of a layer of experts, which take turns
 BITS: Mapping[str, int] = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
     "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64,
@@ -210,7 +211,7 @@ class Kept:
                 self._tensors[key] = raw(folder, tensor, 0, tensor.n_bytes)
                 self._n_bytes += tensor.n_bytes
             self._tensors.move_to_end(key)
-            while len(self._tensors) > 2 and self._n_bytes > KEPT_BYTES:  # two: a product has two factors
+            while len(self._tensors) > MIN_KEPT and self._n_bytes > KEPT_BYTES:
                 self._n_bytes -= self._tensors.popitem(last=False)[1].nbytes
             return self._tensors[key]
 
