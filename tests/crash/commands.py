@@ -111,7 +111,8 @@ class Server:
         try:
             yield process
         finally:
-            os.kill(process, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):  # the block may have killed it
+                os.kill(process, signal.SIGCONT)
 
     def stop(self) -> None:
         """End the server."""

@@ -71,8 +71,7 @@ def run(
     pieces = split(plan, links)
     workers = workers_within(plan, running, len(pieces))
     formulas = Device(running.device) if running.device else fused.load()
-    identity = plan_id(plan)
-    with stop_signals() as stop, claiming(out, identity) as claimed:
+    with stop_signals() as stop, claiming(out, identity := plan_id(plan)) as claimed:
         require_linkable(claimed, links)
         written = [file for file in plan.files if file.name not in links]
         stage = Stage(claimed, written, stop, durable=running.durable)
