@@ -241,7 +241,8 @@ def module_name(file: str) -> str:
     return ".".join(["suture", *file.removesuffix(".py").split("/")]).removesuffix(".__init__")
 
 
-SOURCES = sorted(p for folder in ("src", "tests", "demo", "benchmarks", "fuzz") for p in (ROOT / folder).rglob("*.py"))
+FOLDERS = ("src", "tests", "demo", "benchmarks", "fuzz", "tools")
+SOURCES = sorted(p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())

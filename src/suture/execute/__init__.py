@@ -14,7 +14,7 @@ from suture.execute.claim import check_output, claiming, giving_up, hand_over
 from suture.execute.device import Device
 from suture.execute.disk import writing
 from suture.execute.forecast import memory, seconds, workers_within
-from suture.execute.hashing import counts_of, hashes_of, hashes_of_base, hashes_of_links
+from suture.execute.hashing import counts_of, hashes_of, hashes_of_read
 from suture.execute.inputs import Inputs, check_inputs, require_unchanged, state
 from suture.execute.journal import Head, boot_id
 from suture.execute.kernel import Formulas, Kernel, Readers, check_computable
@@ -79,18 +79,18 @@ def run(
             kernel, before = kernel_name(formulas), state(plan, inputs)
             head = Head(identity, state(plan, inputs, strict=True), kernel, division(pieces), boot_id())
             stage.open(head, pieces)
-            there = stage.clone({name: path for name, path in whole.items() if name not in links})
+            there = stage.clone({} if running.link else whole)
             done = stage.done | {piece.number for piece in pieces if piece.file in there}
             sha256 = _side_files(plan, inputs, stage)
             hashes = hashes_of(written, stage, pieces, done) if running.hashes else counts_of(written, pieces, done)
-            hashes |= hashes_of_links(links) if running.hashes else {}
             left = [piece for piece in pieces if piece.number not in done]
             _weights(plan, inputs, stage, left, _Team(workers, formulas, hashes), progress)
-            base_sha256 = hashes_of_base(inputs, stage, workers) if running.hash_inputs else {}
+            base_sha256 = hashes_of_read(_shards(inputs), stage, workers) if running.hash_inputs else {}
             require_unchanged(plan, inputs, before)
             for name, path in sorted(links.items()):
                 stage.link(name, path)
-            sha256 |= {name: hashes[name].hexdigest() for name in sorted(hashes)} if running.hashes else {}
+            if running.hashes:
+                sha256 |= {name: hashes[name].hexdigest() for name in hashes} | hashes_of_read(links, stage, workers)
             receipt = make_receipt(plan, inputs, kernel, Made(identity, sha256, base_sha256, tuple(sorted(links))))
             stage.text(RECEIPT, receipt_bytes(receipt))
             stage.wait_for_disk()
@@ -130,6 +130,11 @@ def forecast(plan: Plan, inputs: Inputs, out: Path | None, running: Running | No
         kernel=kernel_name(formulas),
         seconds=took,
     )
+
+
+def _shards(inputs: Inputs) -> dict[str, Path]:
+    """The weight files of the base, by name."""
+    return {shard.name: inputs.checkpoint.folder / shard.name for shard in inputs.checkpoint.shards}
 
 
 def _small_bytes(plan: Plan, inputs: Inputs) -> int:

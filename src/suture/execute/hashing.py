@@ -7,12 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from suture.execute.inputs import Inputs
 from suture.execute.pieces import Piece, header_bytes
 from suture.execute.prefix import Hash, NoHash, PrefixHash
 from suture.execute.staging import Stage
 from suture.formats import file_sha256
-from suture.formats.files import open_regular, read_exact
 from suture.values import OutputFile
 
 
@@ -32,8 +30,11 @@ def counts_of(files: Iterable[OutputFile], pieces: Sequence[Piece], done: Set[in
 
 def _bounds(files: Iterable[OutputFile], pieces: Sequence[Piece]) -> Iterator[tuple[OutputFile, list[int]]]:
     """Where the header and each piece of a file begin, and where the file ends."""
+    begins: dict[str, list[int]] = {}
+    for piece in pieces:
+        begins.setdefault(piece.file, []).append(piece.begin)
     for file in files:
-        yield file, [0, *(piece.begin for piece in pieces if piece.file == file.name), file.n_bytes]
+        yield file, [0, *begins.get(file.name, ()), file.n_bytes]
 
 
 def _told(hashes: dict[str, Hash], pieces: Sequence[Piece], done: Set[int]) -> dict[str, Hash]:
@@ -45,27 +46,16 @@ def _told(hashes: dict[str, Hash], pieces: Sequence[Piece], done: Set[int]) -> d
     return hashes
 
 
-def hashes_of_links(links: Mapping[str, Path]) -> dict[str, Hash]:
-    """The hashes of files that are not written, but read from where they are."""
-    hashes: dict[str, Hash] = {}
-    for name, path in links.items():
-        hashes[name] = PrefixHash((0, path.stat().st_size), partial(_read, path))
-        hashes[name].finish(0)
-    return hashes
+def hashes_of_read(files: Mapping[str, Path], stage: Stage, workers: int) -> dict[str, str]:
+    """The sha256 of weight files that are read and not written, by name: of links, of the base.
 
+    Raises:
+        InputError: one cannot be read. Interrupted: the run is to stop.
+    """
 
-def _read(path: Path, offset: int, buffer: memoryview) -> None:
-    with open_regular(path) as file:
-        read_exact(file, offset, buffer)
-
-
-def hashes_of_base(inputs: Inputs, stage: Stage, workers: int) -> dict[str, str]:
-    """The sha256 of each weight file of the base, by name."""
-
-    def one(name: str) -> str:
+    def one(path: Path) -> str:
         stage.check()
-        return file_sha256(inputs.checkpoint.folder / name)
+        return file_sha256(path)
 
-    names = sorted(shard.name for shard in inputs.checkpoint.shards)
     with ThreadPoolExecutor(workers, "suture-hash") as pool:
-        return dict(zip(names, pool.map(one, names), strict=True))
+        return dict(zip(files, pool.map(one, files.values()), strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,12 +49,16 @@ def compare(
             manner.progress(subject.found.n_bytes)
         return outcome
 
-    # Looks of a sample are so short that threads would mostly hand the interpreter to each other.
-    workers = max(1, min(os.cpu_count() or 1, 8))
-    with threadpool_limits(limits=1), ThreadPoolExecutor(workers, "verify") as pool:
-        outcomes = list((pool.map if manner.full else map)(one, subjects))
+    with threadpool_limits(limits=1):
+        outcomes = _in_threads(one, subjects) if manner.full else [one(subject) for subject in subjects]
     checks = (_copies(outcomes), _changes(outcomes))
     return checks, tuple(o.verdict for o in outcomes if o.verdict is not None)
+
+
+def _in_threads(one: Callable[[Subject], _Outcome], subjects: Sequence[Subject]) -> list[_Outcome]:
+    """All outcomes, in order. Not for a sample: its looks are so short that threads would only wait for each other."""
+    with ThreadPoolExecutor(max(1, min(os.cpu_count() or 1, 8)), "verify") as pool:
+        return list(pool.map(one, subjects))
 
 
 def _identity(operation: Operation) -> tuple[str, str, int]:
