@@ -43,7 +43,7 @@ MAY_IMPORT = {
         *["targets", "rewriting", "resolve", "planning"],
     ],
     "execute": ["values", "errors", "codec", "compiled", "formats", "methods", "factors", "planning"],
-    "verification": ["values", "errors", "codec", "compiled", "methods", "planning"],
+    "verification": ["values", "errors", "codec", "compiled", "formats", "methods", "planning"],
     "modes": [],
     "pages": ["values", "errors", "methods", "rules", "modes"],
     "code_hosts": ["values", "rules", "pages"],
@@ -51,6 +51,7 @@ MAY_IMPORT = {
         *["values", "errors", "formats", "arch", "equality", "stats", "sides", "beside", "measures", "resolve"],
         *["planning", "rules", "execute", "verification"],
     ],
+    "dequantizing": ["values", "errors", "formats", "sides", "planning", "execute", "pipeline"],
     "inspection": ["values", "formats", "arch", "targets", "rewriting", "groups", "resolve", "pipeline"],
     "training": [
         *["values", "errors", "codec", "formats", "arch", "targets", "rewriting", "groups", "execute", "pipeline"],

@@ -8,6 +8,7 @@ suture.fix(base, adapter, out)     the adapter with its names and its config rep
 suture.plan(base, adapter)         what a merge would do
 suture.forecast(base, adapter)     … and what it will cost: bytes, disk, memory, time
 suture.merge(base, adapter, out)   the merge: streamed, verified, then visible
+suture.dequantize(base, out)       a quantised model as the plain one that it stands for
 suture.verify(base, adapter, out)  the proof, for merges of any tool
 suture.explain(code)               the page of a rule
 suture.train(config)               train an adapter, audited and proven
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # for type checkers; at run time __getattr__ imports a name when it is first used
     from suture.checking import Selection as Selection
     from suture.checking import check as check
+    from suture.dequantizing import dequantize as dequantize
     from suture.errors import SutureError as SutureError
     from suture.inspection import inspect as inspect
     from suture.pages import explain as explain
@@ -72,6 +74,7 @@ _HOMES = {
     "Verdict": "values",
     "audit": "training.audit",
     "check": "checking",
+    "dequantize": "dequantizing",
     "explain": "pages",
     "fix": "repairing",
     "forecast": "pipeline",

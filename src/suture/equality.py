@@ -20,7 +20,7 @@ class Equality:
 
     def __init__(self, checkpoint: Checkpoint, adapter: Adapter) -> None:
         self._checkpoint, self._adapter = checkpoint, adapter
-        self._base, self._tuned = TensorReader(checkpoint.folder), TensorReader(adapter.folder)
+        self._base, self._tuned = TensorReader.of(checkpoint), TensorReader(adapter.folder)
         self._factors = FactorReader(adapter.tensors, self._tuned)
 
     def __enter__(self) -> Self:

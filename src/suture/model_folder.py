@@ -19,7 +19,7 @@ from suture.formats.files import inside, read_lines
 from suture.formats.jsonfile import MAX_JSON_BYTES, read_json_object
 from suture.formats.listing import ADAPTER_CONFIG, MERGE_RECORD, file_sizes, is_private
 from suture.formats.model_config import at_every_level
-from suture.formats.quantized import Quantized, find_quantized
+from suture.formats.quantized.signs import Quantized, find_quantized
 from suture.formats.safetensors import read_header
 from suture.formats.sameness import count_not_finite, same_bytes
 from suture.formats.vocabulary import read_vocabulary

@@ -11,7 +11,7 @@ from suture.arch import describe
 from suture.beside import look_beside
 from suture.equality import Equality
 from suture.errors import Findings, OutputError, SutureError
-from suture.formats import file_sha256, fingerprint, read_adapter, read_checkpoint
+from suture.formats import file_sha256, fingerprint, read_adapter, read_dense
 from suture.formats.ledger import ledger_or_problem
 from suture.measures import measure
 from suture.planning import Identity, build_plan, draft_operations, settle
@@ -34,7 +34,7 @@ from suture.values import (
 )
 
 if TYPE_CHECKING:
-    from suture.execute import Stop
+    from suture.execute import Inputs, Stop
     from suture.verification.logits import LogitsSettings
 
 Depth = Literal["headers", "values", "samples"]
@@ -59,7 +59,7 @@ def load_case(
     depth: Depth = "headers",
 ) -> Case:
     """Read both sides and bind them; `depth` says how much is read: see `make_case`."""
-    checkpoint = read_checkpoint(base, revision=reading.base_revision, allow_pickle=reading.allow_pickle)
+    checkpoint = read_dense(base, revision=reading.base_revision, allow_pickle=reading.allow_pickle)
     tuned = read_adapter(
         adapter, name=reading.adapter_name, revision=reading.adapter_revision, allow_pickle=reading.allow_pickle
     )
@@ -186,45 +186,50 @@ def merge(  # noqa: PLR0913 - keywords of the public interface
         NotVerified: the written files are not what base + adapter gives.
     """
     from suture import execute
-    from suture.verification import replay
 
     running = running or Running()
     execute.check_output(Path(out))
     case = load_case(base, adapter, options or Options(), reading or Reading(), "values")
-    require_outside(Path(out), case)
+    inputs = execute.Inputs(case.checkpoint, case.adapter)
+    require_outside(Path(out), inputs)
     todo = plan_of(case)
     if running.announce is not None:
         running.announce(todo)
-    inputs = execute.Inputs(case.checkpoint, case.adapter)
+    return carry_out(todo, inputs, Path(out), running, progress)
+
+
+def carry_out(todo: Plan, inputs: Inputs, out: Path, running: Running, progress: Progress | None) -> Receipt:
+    """Write what a plan says, verify it, and only then let it appear.
+
+    Raises:
+        OutputError, InputError, NotVerified: see `merge`.
+    """
+    from suture import execute
+    from suture.verification import replay
+
     with execute.stop_signals() as stop:
-        staged = execute.run(
-            todo,
-            inputs,
-            Path(out),
-            running,
-            _stage(progress, "merge", todo.n_bytes_written),
-        )
+        staged = execute.run(todo, inputs, out, running, _stage(progress, "merge", todo.n_bytes_written))
         with execute.giving_up(staged):
             verdict = replay(
                 todo,
-                case.checkpoint,
-                case.adapter,
+                inputs.checkpoint,
+                inputs.adapter,
                 staged.folder,
                 full=running.full_verify,
-                progress=_until(stop, Path(out), _stage(progress, "verify", todo.n_bytes_written)),
+                progress=_until(stop, out, _stage(progress, "verify", todo.n_bytes_written)),
             )
-            stop.check(Path(out))
+            stop.check(out)
         execute.publish(staged, verdict)
     return staged.receipt
 
 
-def require_outside(out: Path, case: Case) -> None:
+def require_outside(out: Path, inputs: Case | Inputs) -> None:
     """Refuse an output inside of a folder that is read: it would be one of that folder's files from then on.
 
     Raises:
         OutputError: it is.
     """
-    for folder in (case.checkpoint.folder, case.adapter.folder):
+    for folder in (inputs.checkpoint.folder, inputs.adapter.folder):
         if out.resolve().is_relative_to(folder.resolve()):
             raise OutputError(
                 f"the output would lie inside of {folder}, which is read",

@@ -54,7 +54,7 @@ def frozen_copies(checkpoint: Checkpoint, adapter: Adapter, pairs: Mapping[str, 
             of the two are not compared; neither are pairs of different dtypes, which have no entry in the result.
     """
     shares = {}
-    with TensorReader(checkpoint.folder) as base, TensorReader(adapter.folder) as copies:
+    with TensorReader.of(checkpoint) as base, TensorReader(adapter.folder) as copies:
         for name, base_name in sorted(pairs.items()):
             copy, original = adapter.tensors[name], checkpoint.tensors[base_name]
             if copy.dtype == original.dtype and copy.shape[1:] == original.shape[1:] and len(copy.shape) == 2:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from suture.formats.quantized import BITSANDBYTES, MXFP4, PACKED_COLUMNS, SCALED, find_quantized
+from suture.formats.quantized.signs import BITSANDBYTES, MXFP4, PACKED_COLUMNS, SCALED, find_quantized
 from suture.values import TensorInfo
 
 

@@ -8,7 +8,7 @@ from model_cases import copied, edit, found, only, reweigh
 from rule_cases import random
 from tiny import make_model, wrapped
 
-from suture.formats.quantized import Quantized
+from suture.formats.quantized.signs import Quantized
 from suture.model_folder import read_model_folder
 from suture.rules.w705_tensors_unknown import RULE
 

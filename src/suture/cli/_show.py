@@ -281,14 +281,17 @@ def growth(out: Out, todo: Plan) -> None:
 
 
 def merged(out: Out, found: Merged) -> None:
-    """What a merge did."""
+    """What a merge did, or a merge without an adapter."""
     operations = found.plan.operations
     n = Counter(op.why for op in operations)
     changed = sum(bool(op.terms) or op.source.origin == "adapter" for op in operations)
-    done = [f"{counted(changed, 'tensor')} changed", f"{n['copy']:,} copied"]
+    joined = bool(found.receipt.adapter)
+    done = [f"{counted(changed, 'tensor')} changed"] if joined else []
+    done += [f"{n['dequantize']:,} dequantised"] if n["dequantize"] else []
+    done += [f"{n['copy']:,} copied"]
     done += [f"{n['cast']:,} cast"] if n["cast"] else []
     done += [f"{n['untie']:,} untied"] if n["untie"] else []
-    line(out, styled("merged ", "bold green"), f"{found.out}: {', '.join(done)}")
+    line(out, styled("merged " if joined else "dequantised ", "bold green"), f"{found.out}: {', '.join(done)}")
     for note in found.receipt.notes:
         line(out, "• ", note)
     how = "every row recomputed" if found.full_verify else "a sample of every tensor recomputed"

@@ -13,7 +13,7 @@ import click
 from suture.cli._command import Command, Context, command
 from suture.errors import Interrupted
 
-COMMANDS = ("inspect", "check", "fix", "rules", "explain", "plan", "merge", "verify", "train", "resume")
+COMMANDS = ("inspect", "check", "fix", "rules", "explain", "plan", "merge", "dequantize", "verify", "train", "resume")
 
 
 @functools.cache

@@ -165,7 +165,7 @@ def _weights(
     """Write the pieces that are not there yet."""
     if progress is not None:
         progress(plan.n_bytes_written - sum(piece.n_bytes for piece in left))
-    with TensorReader(inputs.checkpoint.folder) as base, TensorReader(inputs.adapter.folder) as adapter:
+    with TensorReader.of(inputs.checkpoint) as base, TensorReader(inputs.adapter.folder) as adapter:
         factors = FactorReader(inputs.adapter.tensors, adapter)
         readers: Readers = {"base": base, "adapter": adapter}
         workers = [Worker(stage, Kernel(readers, factors, team.formulas), team.hashes) for _ in range(team.n_workers)]

@@ -31,7 +31,7 @@ def probe(pieces: Sequence[Piece], inputs: Inputs, folder: Path, formulas: Formu
     copied = [p for p in pieces if not any(isinstance(s, Rows) for s in p.steps)][:N_PIECES]
     with (
         tempfile.TemporaryFile(dir=folder, buffering=0) as file,
-        TensorReader(inputs.checkpoint.folder) as base,
+        TensorReader.of(inputs.checkpoint) as base,
         TensorReader(inputs.adapter.folder) as adapter,
     ):
         factors = FactorReader(inputs.adapter.tensors, adapter)

@@ -53,7 +53,7 @@ def make_receipt(plan: Plan, inputs: Inputs, kernel: str, made: Made) -> Receipt
         plan_id=made.plan_id,
         base=_name(inputs.checkpoint.folder),
         base_fingerprint=plan.base_fingerprint,
-        adapter=_name(inputs.adapter.folder),
+        adapter=_name(inputs.adapter.folder) if inputs.adapter.file else "",
         adapter_sha256=plan.adapter_sha256,
         options=plan.options,
         kernel=kernel,

@@ -55,7 +55,8 @@ def _begins(path: Path, file: OutputFile) -> bool:
 def _stays(op: Operation) -> bool:
     """True for a copy of the base that keeps its size and its place among the others."""
     tensor = op.source.tensor
-    return op.is_copy and op.source.origin == "base" and op.end - op.begin == tensor.n_bytes
+    of_base = op.source.origin == "base" and tensor.is_stored
+    return op.is_copy and of_base and op.end - op.begin == tensor.n_bytes
 
 
 def require_linkable(claimed: Claim, links: Mapping[str, Path]) -> None:

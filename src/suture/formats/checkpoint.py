@@ -14,6 +14,8 @@ from suture.formats import hub, pickles
 from suture.formats.files import inside, quoted
 from suture.formats.jsonfile import read_json_object
 from suture.formats.listing import ADAPTER_CONFIG, file_names, is_private, other_weights, side_files
+from suture.formats.quantized import unpack
+from suture.formats.reading import TensorReader
 from suture.formats.safetensors import Header, read_header
 from suture.values import Checkpoint, TensorInfo
 
@@ -76,6 +78,19 @@ def read_checkpoint(
         index_metadata=weights.metadata,
         side_files=side_files(folder),
     )
+
+
+def read_dense(
+    source: str | Path, *, revision: str | None = None, allow_pickle: bool = False, need_weights: bool = True
+) -> Checkpoint:
+    """The same as `read_checkpoint`; where its weights are quantised by a known method, the dense model they stand for.
+
+    Raises:
+        FormatError: also if scales are missing or misshapen.
+    """
+    checkpoint = read_checkpoint(source, revision=revision, allow_pickle=allow_pickle, need_weights=need_weights)
+    with TensorReader(checkpoint.folder) as reader:
+        return unpack(checkpoint, reader.read_into)
 
 
 def base_on_disk(name: str) -> Checkpoint | None:

@@ -14,11 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from suture.errors import FormatError, InputError
+from suture.home import cache_folder
 
 Buffer: TypeAlias = bytearray | memoryview | npt.NDArray[Any]
 
 # A FIFO would block open() for ever without O_NONBLOCK; regular files ignore the flag.
 _OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+GGUF_FOLDERS = "gguf"  # below the cache: private folders, whose links lead to GGUF files
 _MAX_READ = 1 << 30  # one system call cannot move more than 2 GiB
 
 
@@ -62,7 +64,7 @@ def open_regular(path: Path) -> Iterator[OpenFile]:
 
 def read_exact(file: OpenFile, offset: int, buffer: Buffer, *, tensor: str = "") -> None:
     """Fill `buffer` from `offset` on. Raises InputError, naming file and tensor, if the file has not as many bytes."""
-    view = _bytes_of(buffer)
+    view = bytes_of(buffer)
     done = 0
     while done < len(view):
         try:
@@ -107,7 +109,8 @@ def _where(file: OpenFile, tensor: str) -> str:
     return f"{file.path}: {quoted(tensor)}" if tensor else str(file.path)
 
 
-def _bytes_of(buffer: Buffer) -> memoryview:
+def bytes_of(buffer: Buffer) -> memoryview:
+    """The memory of a buffer, byte by byte."""
     if isinstance(buffer, np.ndarray):
         if not buffer.flags.c_contiguous:
             raise ValueError("a C-contiguous array can be filled, this one is strided")
@@ -122,7 +125,8 @@ def _reason(error: Exception) -> str:
 def inside(folder: Path, name: str) -> Path:
     """The path of `name` below `folder`, provided that its real place is there too.
 
-    The Hub's cache keeps snapshots as symlinks into its store of blobs; that store counts as inside.
+    The Hub's cache keeps snapshots as symlinks into its store of blobs; that store counts as inside. So does the GGUF
+    file that a private folder of `formats.gguf` was made for.
 
     Raises:
         FormatError: the name is absolute, climbs with "..", or is a symlink to somewhere else.
@@ -137,7 +141,7 @@ def inside(folder: Path, name: str) -> Path:
         )
     path = folder / name
     real = Path(os.path.realpath(path))
-    if not any(real.is_relative_to(root) for root in _roots(folder)):
+    if not any(real.is_relative_to(root) for root in _roots(folder)) and not _is_own_link(folder, name):
         raise FormatError(
             f"a symlink that leaves its folder, to {real}",
             where=str(path),
@@ -156,3 +160,9 @@ def _roots(folder: Path) -> list[Path]:
         if snapshot.parent.name == "snapshots" and repo.name.startswith("models--"):
             roots += [repo / "blobs", repo.parent / "blobs"]
     return roots
+
+
+def _is_own_link(folder: Path, name: str) -> bool:
+    """Whether it is a link that `formats.gguf` made: right in a private folder below Suture's own cache."""
+    own = Path(os.path.realpath(cache_folder() / GGUF_FOLDERS))
+    return name.endswith(".gguf") and "/" not in name and Path(os.path.realpath(folder)).parent.parent == own

@@ -17,7 +17,7 @@ _CHUNK_BYTES = 1 << 20
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """sha256 over each tensor's name, dtype, shape and a few blocks of its bytes, in the order of the names.
+    """sha256 over each stored tensor's name, dtype, shape and a few blocks of its bytes, in the order of the names.
 
     It does not depend on sharding, file names or the order in files. The blocks lie where the sha256 of the name says,
     so a changed tensor is found only if a sampled block changed: it tells models apart, it does not prove equality.
@@ -27,8 +27,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     total = hashlib.sha256()
     block = bytearray(BLOCK_BYTES)
     with TensorReader(checkpoint.folder) as reader:
-        for name in sorted(checkpoint.tensors):
-            info = checkpoint.tensors[name]
+        for name, info in sorted(checkpoint.stored.items()):
             total.update(json.dumps([name, info.dtype, info.shape]).encode())
             for position in _positions(info):
                 view = memoryview(block)[: min(BLOCK_BYTES, info.n_bytes)]

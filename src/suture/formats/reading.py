@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,20 +14,31 @@ import numpy.typing as npt
 
 from suture.errors import FormatError
 from suture.formats.dtypes import DTYPES, compute_dtype, to_float
-from suture.formats.files import Buffer, OpenFile, inside, open_file, quoted, read_exact
-from suture.values import TensorInfo
+from suture.formats.files import Buffer, OpenFile, bytes_of, inside, open_file, quoted, read_exact
+from suture.formats.quantized.decoder import Decoder
+from suture.values import Checkpoint, Packed, TensorInfo
 
 BLOCK_BYTES = 16 << 20  # of `TensorReader.blocks`
 
 
 class TensorReader:
-    """Reads the tensors of one folder. Use it in a `with` block; any number of threads may share it."""
+    """Reads the tensors of one folder. Use it in a `with` block; any number of threads may share it.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        packed: what the dense tensors that no file holds are decoded from.
+    """
+
+    def __init__(self, folder: Path, packed: Mapping[str, Packed] | None = None) -> None:
         self._folder = folder
+        self._decoder = Decoder(packed or {}, self.read_into)
         self._files: dict[str, OpenFile] = {}
         self._lock = threading.Lock()
         self._closed = False
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> TensorReader:
+        """A reader of the checkpoint's tensors."""
+        return cls(checkpoint.folder, checkpoint.packed)
 
     def __enter__(self) -> TensorReader:
         return self
@@ -54,7 +65,10 @@ class TensorReader:
         n_bytes = buffer.nbytes if isinstance(buffer, (np.ndarray, memoryview)) else len(buffer)
         if not 0 <= offset <= offset + n_bytes <= info.n_bytes:
             raise ValueError(f"bytes {offset}:{offset + n_bytes} of {info.name}, which has {info.n_bytes}")
-        read_exact(self._file(info.file), info.begin + offset, buffer, tensor=info.name)
+        if info.is_stored:
+            read_exact(self._file(info.file), info.begin + offset, buffer, tensor=info.name)
+        else:
+            self._decoder.read_into(info, offset, bytes_of(buffer))
 
     def blocks(self, info: TensorInfo) -> Iterator[npt.NDArray[np.uint8]]:
         """The tensor's bytes in order, a block at a time; a block is overwritten by the next one."""

@@ -51,7 +51,7 @@ def measure(
         operations: of the draft; those that change nothing are passed over.
         n_tokens: of the adapter's tokenizer, if it brings one: rows beyond are padding.
     """
-    with TensorReader(checkpoint.folder) as base, TensorReader(adapter.folder) as tuned:
+    with TensorReader.of(checkpoint) as base, TensorReader(adapter.folder) as tuned:
         files = Files(base, tuned, FactorReader(adapter.tensors, tuned))
         stored = _stored(checkpoint, arch)
         # Values that overflow or are not numbers are counted in `broken`; elsewhere they must only not disturb.

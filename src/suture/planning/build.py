@@ -54,7 +54,7 @@ def build_plan(
 ) -> Plan:
     """Everything the merge will do. A draft with problems is a programming error: they were findings before."""
     assert not draft.problems
-    laid = layout.lay_out(draft.operations, {s.name: s.metadata for s in checkpoint.shards})
+    laid = lay_out(checkpoint, draft.operations)
     texts = generated_texts(checkpoint, laid, settled.tie_flags, options)
     return Plan(
         schema=SCHEMA,
@@ -66,8 +66,16 @@ def build_plan(
         texts=texts,
         side_files=tuple(f for f in sides.files if f.name not in texts),
         untied=tuple(u.members for u in settled.untied),
-        notes=(*settled.notes, *sides.notes, *_cast_notes(laid.operations)),
+        notes=(*settled.notes, *sides.notes, *_decoded_notes(checkpoint), *_cast_notes(laid.operations)),
     )
+
+
+def lay_out(checkpoint: Checkpoint, operations: Iterable[Operation]) -> layout.Layout:
+    """The operations in the base's files, or in new ones where the base's are packed."""
+    if not checkpoint.packed:
+        return layout.lay_out(operations, {s.name: s.metadata for s in checkpoint.shards})
+    operations = layout.reshard(operations)
+    return layout.lay_out(operations, {op.file: {"format": "pt"} for op in operations})
 
 
 def draft_operations(checkpoint: Checkpoint, arch: Arch, settled: Settled, options: Options) -> Draft:
@@ -82,11 +90,12 @@ def draft_operations(checkpoint: Checkpoint, arch: Arch, settled: Settled, optio
             problems += misfits
             continue
         try:
-            operations.append(_operation(tensor, tensor.name, _changes(tensor, here, arch, settled.updates), options))
+            dtype = _dtype(tensor, checkpoint, options)
+            operations.append(_operation(tensor, tensor.name, _changes(tensor, here, arch, settled.updates), dtype))
             for member in (m for part in here for m in added.get(part.param, ())):
                 moved = [replace(part, param=member) for part in here]
                 changes = _changes(tensor, moved, arch, settled.updates)
-                operations.append(replace(_operation(tensor, member, changes, options), why="untie"))
+                operations.append(replace(_operation(tensor, member, changes, dtype), why="untie"))
         except cut.NotExpressible as error:
             problems.append(_not_expressible(tensor.name, str(error)))
     problems += _stays_small(operations, checkpoint)
@@ -147,7 +156,7 @@ def _misfit(tensor: TensorInfo, part: Part, arch: Arch) -> Iterable[Problem]:
     )
 
 
-def _operation(tensor: TensorInfo, name: str, changes: list[tuple[Update, cut.Carried]], options: Options) -> Operation:
+def _operation(tensor: TensorInfo, name: str, changes: list[tuple[Update, cut.Carried]], dtype: str) -> Operation:
     terms = tuple(term for _, carried in changes for term in carried.terms)
     source, shape = Source("base", tensor), tensor.shape
     for update, carried in changes:
@@ -155,8 +164,6 @@ def _operation(tensor: TensorInfo, name: str, changes: list[tuple[Update, cut.Ca
             grown = carried.first_row == 0 and update.shape[1:] == tensor.shape[1:]
             source = Source("adapter", update.replacement, carried.first_row)
             shape = update.shape if grown else tensor.shape
-    is_float = DTYPES[tensor.dtype].is_float
-    dtype = options.dtype if options.dtype is not None and is_float else tensor.dtype
     return Operation(
         tensor=name,
         why=_why(source, changed=bool(terms), cast=dtype != source.tensor.dtype),
@@ -172,11 +179,23 @@ def _operation(tensor: TensorInfo, name: str, changes: list[tuple[Update, cut.Ca
     )
 
 
+def _dtype(tensor: TensorInfo, checkpoint: Checkpoint, options: Options) -> str:
+    """The type that a tensor is written in: its own, or as asked; of weights that come out in float32, the model's."""
+    if not DTYPES[tensor.dtype].is_float:
+        return tensor.dtype
+    own = tensor.dtype
+    if checkpoint.quantization is not None and not tensor.is_stored and own == "F32":
+        own = checkpoint.quantization.dtype
+    return options.dtype or own
+
+
 def _why(source: Source, *, changed: bool, cast: bool) -> Why:
     if changed:
         return "merge"
     if source.origin == "adapter":
         return "replace"
+    if not source.tensor.is_stored:
+        return "dequantize"
     return "cast" if cast else "copy"
 
 
@@ -205,6 +224,14 @@ def _not_expressible(where: str, why: str) -> Problem:
         "a tensor made of whole rows of the parameter that the adapter changes",
         "Save the base with a Transformers version that stores this parameter in one piece, and merge onto that.",
     )
+
+
+def _decoded_notes(checkpoint: Checkpoint) -> list[str]:
+    """What was packed, and what is written in its place."""
+    if checkpoint.quantization is None:
+        return []
+    what = f"{len(checkpoint.packed)} weights are dequantised ({checkpoint.quantization.words}), as their library does"
+    return [f"{what}; the other {len(checkpoint.tensors) - len(checkpoint.packed)} never were quantised"]
 
 
 def _cast_notes(operations: Iterable[Operation]) -> list[str]:

@@ -19,7 +19,8 @@ def generated_texts(
     """File name → text, for the files that are not copies."""
     texts = {}
     config = patched_config(checkpoint, laid.operations, tie_flags, options)
-    if config != checkpoint.config:
+    stored = checkpoint.config if checkpoint.quantization is None else checkpoint.quantization.config
+    if config != stored:
         texts[CONFIG] = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     index = index_of(checkpoint, laid)
     if index is not None:
@@ -76,8 +77,8 @@ def _replace_dtype(config: dict[str, Any], dtype: str) -> None:
 
 
 def index_of(checkpoint: Checkpoint, laid: Layout) -> Mapping[str, Any] | None:
-    """The index of a checkpoint that has one or needs one; None for a single file without."""
-    if checkpoint.index_file is None and len(laid.files) <= 1:
+    """The index of an output that needs one, or whose base has one; None for a single file without."""
+    if len(laid.files) <= 1 and (checkpoint.index_file is None or checkpoint.packed):
         return None
     total = sum(op.end - op.begin for op in laid.operations)
     metadata = {**checkpoint.index_metadata, "total_size": total}

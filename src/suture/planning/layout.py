@@ -1,6 +1,7 @@
 """Where every byte of the output goes: shards, offsets, headers, and the row blocks in which tensors are computed.
 
 Shards keep the base's names and order; a tensor that the base lacks follows in the shard of the one it is made from.
+What was packed takes more room than before, and is divided anew.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from suture.formats.checkpoint import SINGLE
 from suture.formats.dtypes import DTYPES
 from suture.values import Operation, OutputFile
 
 BLOCK_VALUES = 512 * 1024  # 1 MiB of bf16: what a core's cache holds; fewer cost more calls
 MIN_BLOCK_ROWS = 64  # fewer rows would give other bytes: matrix products take other paths for small blocks
 HEADER_ALIGNMENT = 8
+SHARD_BYTES = 5_000_000_000  # where the base's own division says nothing of the output's sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,22 @@ def blocks(rows: int, size: int) -> Iterable[slice]:
 def n_bytes(dtype: str, shape: Sequence[int]) -> int:
     """Size of a tensor."""
     return math.prod(shape) * DTYPES[dtype].bits // 8
+
+
+def reshard(operations: Iterable[Operation], max_bytes: int = SHARD_BYTES) -> list[Operation]:
+    """The operations, in their order, in new files of at most `max_bytes` (or one tensor)."""
+    groups: list[list[Operation]] = [[]]
+    size = 0
+    for operation in operations:
+        more = n_bytes(operation.dtype, operation.shape)
+        if groups[-1] and size + more > max_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(operation)
+        size += more
+    n = len(groups)
+    names = [SINGLE] if n == 1 else [f"model-{k:05}-of-{n:05}.safetensors" for k in range(1, n + 1)]
+    return [replace(op, file=name) for name, group in zip(names, groups, strict=True) for op in group]
 
 
 def lay_out(operations: Iterable[Operation], metadata: Mapping[str, Mapping[str, str]]) -> Layout:

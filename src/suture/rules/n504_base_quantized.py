@@ -1,20 +1,19 @@
 """# N504 base-quantized
 
 ## What it finds
-A base model whose weights are quantised: its config has a `quantization_config`, or an update meets a tensor that is
-not in BF16, F16, F32 or F64.
+A base model whose weights are quantised in a way that is not known here: its config has such a `quantization_config`,
+or an update meets a tensor that is not in BF16, F16, F32 or F64.
 
 ## Why it matters
 A quantised tensor holds codes, and their scales lie in other tensors. Adding an update to the codes gives rubbish.
-Doing it properly means to choose: merge onto the 16-bit original, or onto what the codes stand for; and the result of
-either loses most of a small update if it is quantised again.
+Bases whose method is known are dequantised while they are merged, as their own library does it.
 
 ## How it is detected
 From `config.json` at every level and from the types in the header.
 
 ## How to fix
-Merging onto quantised bases is not supported yet. Give the 16-bit model that the quantised one was made from. For
-names that end in `-bnb-4bit` that is usually the name without this ending.
+Give the 16-bit model that the quantised one was made from. For names that end in `-bnb-4bit` that is usually the name
+without this ending. Or dequantise the base with the library that quantised it, save that, and merge onto it.
 
 ## References
 - huggingface/peft#2105: merging onto a quantised base
@@ -28,6 +27,7 @@ from collections.abc import Iterable, Mapping
 
 from suture.formats.dtypes import DTYPES
 from suture.formats.model_config import at_every_level
+from suture.formats.quantized import METHODS
 from suture.rules.a204_base_differs import QUANTIZED
 from suture.rules.base import Case, Rule, listed
 from suture.values import Finding, Json
@@ -35,7 +35,7 @@ from suture.values import Finding, Json
 
 def check(case: Case) -> Iterable[Finding]:
     """One finding for the config, one for the tensors that would be changed."""
-    do = f"Merging onto quantised weights is not supported yet. {_original(case)}"
+    do = f"{', '.join(sorted(METHODS))} are known. {_original(case)}"
     for path, scheme in sorted(_schemes(case.checkpoint.config).items()):
         yield RULE.finding(f"config.json: {path}", f"the base is quantised ({scheme})", "16-bit or 32-bit weights", do)
     bad = {}

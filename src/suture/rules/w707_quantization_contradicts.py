@@ -30,7 +30,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from suture.formats.model_config import at_every_level
-from suture.formats.quantized import BITSANDBYTES, MXFP4, PACKED_COLUMNS, SCALED
+from suture.formats.quantized.signs import BITSANDBYTES, MXFP4, PACKED_COLUMNS, SCALED
 from suture.model_folder import ModelFolder
 from suture.rules.base import Rule, listed
 from suture.values import Finding, Json

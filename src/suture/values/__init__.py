@@ -5,7 +5,7 @@
 Shapes are tuples of ints, sizes are in bytes, names are the field's own. No value holds an open file.
 """
 
-from suture.values.disk import Adapter, Checkpoint, Json, Shard, TensorInfo
+from suture.values.disk import NOT_STORED, Adapter, Checkpoint, Json, Packed, Quantization, Shard, TensorInfo
 from suture.values.meaning import Finding, Problem, Resolved, Settled, Severity, Term, Untied, Update, View
 from suture.values.model import Arch, Kind, Param, Part, Tie
 from suture.values.outcome import Check, LogitsReport, Receipt, Staged, TensorVerdict, Verdict
@@ -40,6 +40,7 @@ from suture.values.training import (
 )
 
 __all__ = [
+    "NOT_STORED",
     "Adapter",
     "Ancestor",
     "Arch",
@@ -61,10 +62,12 @@ __all__ = [
     "Origin",
     "Outcome",
     "OutputFile",
+    "Packed",
     "Param",
     "Part",
     "Plan",
     "Problem",
+    "Quantization",
     "Receipt",
     "Repair",
     "Resolved",

@@ -13,7 +13,7 @@ from suture.values.meaning import Term
 TiedPolicy = Literal["auto", "untie", "keep", "refuse"]
 TokenizerPolicy = Literal["auto", "base", "adapter"]
 Origin = Literal["base", "adapter"]
-Why = Literal["copy", "cast", "merge", "replace", "untie"]
+Why = Literal["copy", "cast", "dequantize", "merge", "replace", "untie"]
 
 
 @dataclass(frozen=True, slots=True)

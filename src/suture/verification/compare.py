@@ -61,14 +61,13 @@ def _in_threads(one: Callable[[Subject], _Outcome], subjects: Sequence[Subject])
         return list(pool.map(one, subjects))
 
 
-def _identity(operation: Operation) -> tuple[str, str, int]:
-    tensor = operation.source.tensor
-    return operation.source.origin, tensor.file, tensor.begin
+def _identity(operation: Operation) -> tuple[str, str]:
+    return operation.source.origin, operation.source.tensor.name
 
 
-def _siblings(plan: Plan) -> dict[tuple[str, str, int], list[Operation]]:
+def _siblings(plan: Plan) -> dict[tuple[str, str], list[Operation]]:
     """Operations by their source tensor: a tied pair that is untied starts from one."""
-    found: dict[tuple[str, str, int], list[Operation]] = {}
+    found: dict[tuple[str, str], list[Operation]] = {}
     for operation in plan.operations:
         found.setdefault(_identity(operation), []).append(operation)
     return found

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from suture import compiled
+from suture.formats.quantized.decoder import Decoder
 from suture.methods import METHODS
 from suture.methods.base import Factors
 from suture.values import Adapter, Checkpoint, Operation, TensorInfo, Term, View
@@ -31,16 +32,27 @@ class Inputs:
     base: Path
     adapter: Path
     factors: Mapping[str, TensorInfo]
+    decoder: Decoder
     kept: reading.Kept = field(default_factory=reading.Kept, compare=False)
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, adapter: Adapter) -> Inputs:
         """The folders of what was read."""
-        return cls(checkpoint.folder, adapter.folder, adapter.tensors)
+        read = functools.partial(reading.raw_into, checkpoint.folder)
+        return cls(checkpoint.folder, adapter.folder, adapter.tensors, Decoder(checkpoint.packed, read))
 
     def folder(self, operation: Operation) -> Path:
         """Where the operation's source lies."""
         return self.base if operation.source.origin == "base" else self.adapter
+
+    def source(self, operation: Operation, start: int, stop: int) -> Bytes:
+        """Bytes start:stop of the operation's source; of a packed weight, those of the dense one."""
+        tensor = operation.source.tensor
+        if tensor.is_stored:
+            return reading.raw(self.folder(operation), tensor, start, stop)
+        data = np.empty(stop - start, np.uint8)
+        self.decoder.read_into(tensor, start, data.data)
+        return data
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +178,8 @@ def blocks(start: int, stop: int, cols: int) -> Iterator[slice]:
 
 def source_bytes(operation: Operation, inputs: Inputs, rows: slice) -> Bytes:
     """Those rows of the operation's source as they are stored."""
-    tensor, first = operation.source.tensor, operation.source.row
-    width = operation.cols * reading.BITS[tensor.dtype] // 8
-    return reading.raw(inputs.folder(operation), tensor, (first + rows.start) * width, (first + rows.stop) * width)
+    first, width = operation.source.row, operation.cols * reading.BITS[operation.source.tensor.dtype] // 8
+    return inputs.source(operation, (first + rows.start) * width, (first + rows.stop) * width)
 
 
 def _source(operation: Operation, inputs: Inputs, rows: slice) -> Floats:

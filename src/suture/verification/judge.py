@@ -78,12 +78,11 @@ def is_byte_copy(subject: Subject) -> bool:
 def compare_bytes(subject: Subject, *, full: bool) -> Tally:
     """Bytes that are not those of the source; counts are in bytes."""
     operation = subject.operation
-    source, folder = operation.source.tensor, subject.inputs.folder(operation)
-    skip = operation.source.row * operation.cols * reading.BITS[source.dtype] // 8
+    skip = operation.source.row * operation.cols * reading.BITS[operation.source.tensor.dtype] // 8
     tally = Tally()
     for piece in looks.pieces(operation.tensor, subject.found.n_bytes, full=full):
         stored = reading.raw(subject.folder, subject.found, piece.start, piece.stop)
-        wanted = reading.raw(folder, source, skip + piece.start, skip + piece.stop)
+        wanted = subject.inputs.source(operation, skip + piece.start, skip + piece.stop)
         n_wrong = 0 if np.array_equal(stored, wanted) else int(np.count_nonzero(stored != wanted))
         tally += Tally(len(stored), n_wrong, same=n_wrong == 0, n_bytes=len(stored))
     return tally

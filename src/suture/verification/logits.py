@@ -79,7 +79,7 @@ def _unmerged(
     checkpoint: Checkpoint, adapter: Adapter, merged: Path, settings: LogitsSettings, version: str
 ) -> _Unmerged:
     place = Place(settings.dtype, settings.device, settings.device_map)
-    base = witness.load(checkpoint.folder, checkpoint.config, place)
+    base = witness.load_base(checkpoint, place)
     base_rows = witness.table_rows(base.model)
     witness.grow(base.model, adapter)
     rows = witness.table_rows(base.model)

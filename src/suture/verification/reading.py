@@ -195,6 +195,12 @@ def raw(folder: Path, tensor: TensorInfo, start: int, stop: int) -> Bytes:
     return data
 
 
+def raw_into(folder: Path, tensor: TensorInfo, start: int, buffer: Any) -> None:
+    """Fill a buffer with bytes of a tensor, from `start` on. Raises InputError as `raw` does."""
+    view = np.frombuffer(buffer, np.uint8)
+    view[:] = raw(folder, tensor, start, start + len(view))
+
+
 class Kept:
     """Whole tensors that were read last, up to KEPT_BYTES: those of fused experts hold the factors of many tensors."""
 

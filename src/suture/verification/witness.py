@@ -6,14 +6,14 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from suture.errors import InputError, MissingExtra, SutureError
-from suture.values import Adapter, Json
+from suture.values import Adapter, Checkpoint, Json, Quantization
 from suture.verification import reading
 
 PREFIX = "base_model.model."
@@ -56,8 +56,46 @@ def peft_version() -> str:
     return str(peft.__version__)
 
 
-def load(folder: Path, config: Json, place: Place) -> Loaded:
+def load_base(checkpoint: Checkpoint, place: Place) -> Loaded:
+    """The base. Quantised weights are dequantised by Transformers and their library, whose kernels for the CPU compute
+    in fewer bits than the merged model.
+
+    Raises:
+        SutureError: Transformers cannot load it, or cannot dequantise it.
+    """
+    quantization = checkpoint.quantization
+    if quantization is None:
+        return load(checkpoint.folder, checkpoint.config, place)
+    import torch
+
+    told = f"Transformers cannot dequantise the base ({quantization.words})"
+    with _failing(told, checkpoint.folder):
+        loaded = load(checkpoint.folder, checkpoint.config, place, quantization_config=_dense(quantization))
+        model = loaded.model
+        if getattr(model, "is_quantized", False):
+            model = model.dequantize()
+        return replace(loaded, model=model.to(getattr(torch, place.dtype)).eval())
+
+
+def _dense(quantization: Quantization) -> object | None:
+    """Settings with which Transformers dequantises while it loads, for the methods that know such a setting."""
+    import transformers
+
+    settings = dict(quantization.config.get("quantization_config") or {})
+    known = {"fp8": ("FineGrainedFP8Config", "dequantize", True), "mxfp4": ("Mxfp4Config", "dequantize", True),
+             "compressed-tensors": ("CompressedTensorsConfig", "run_compressed", False)}  # fmt: skip
+    if quantization.method not in known:
+        return None
+    name, key, value = known[quantization.method]
+    settings.pop("quant_method", None)
+    return getattr(transformers, name)(**{**settings, key: value})  # type: ignore[no-any-return]
+
+
+def load(folder: Path, config: Json, place: Place, **settings: object) -> Loaded:
     """A model from disk, of the class that its config names; never from the network, never with its own code.
+
+    Args:
+        settings: more arguments for `from_pretrained`; None is left out.
 
     Raises:
         SutureError: Transformers does not know the class, or cannot load the folder.
@@ -66,10 +104,14 @@ def load(folder: Path, config: Json, place: Place) -> Loaded:
 
     names = config.get("architectures") or ["none"]
     model_class = _model_class(str(names[0]), folder)
-    placing = {"device_map": place.device_map} if place.device_map else {}
+    more = {"device_map": place.device_map, **settings}
     with _same_draws(), _failing(f"Transformers cannot load the model as {names[0]}", folder):
         model, info = model_class.from_pretrained(
-            folder, dtype=getattr(torch, place.dtype), local_files_only=True, output_loading_info=True, **placing
+            folder,
+            dtype=getattr(torch, place.dtype),
+            local_files_only=True,
+            output_loading_info=True,
+            **{name: value for name, value in more.items() if value is not None},
         )
     if info["mismatched_keys"] or info["error_msgs"]:
         found = [str(x) for x in (*sorted(info["mismatched_keys"]), *info["error_msgs"])]

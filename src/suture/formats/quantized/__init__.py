@@ -1,0 +1,108 @@
+"""Quantised checkpoints, read as the dense models that they stand for. One file a scheme.
+
+`unpack` replaces, in the tensor table of a checkpoint, each packed weight with the dense tensor that it means, and
+takes `quantization_config` out of the config. All that comes after (architecture, rules, plans, kernels, verification)
+sees a dense model; only a reader that knows `Checkpoint.packed` decodes.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from suture.errors import FormatError
+from suture.formats.dtypes import DTYPES
+from suture.formats.model_config import at_every_level
+from suture.formats.quantized.base import Dense, Given, Read, Rows, Scheme
+from suture.values import Checkpoint, Json, Packed, Quantization, TensorInfo
+
+__all__ = ["Dense", "Given", "Read", "Rows", "Scheme", "is_known", "open_rows", "unpack"]
+
+KEY = "quantization_config"
+# quant_method of the config → the files of this folder that know its weights.
+METHODS: Mapping[str, tuple[str, ...]] = {
+    "bitsandbytes": ("bitsandbytes4", "bitsandbytes8"),
+}
+
+
+def open_rows(info: TensorInfo, packed: Packed, read: Read) -> Rows:
+    """A function that decodes rows of a dense tensor: see `Scheme.open`."""
+    return _scheme(packed.scheme).open(info, packed, read)
+
+
+def is_known(config: Json) -> bool:
+    """True when the config says quantised, by methods that can be decoded."""
+    said = _said(config)
+    return bool(said) and all(_method(settings) in METHODS for settings in said.values())
+
+
+def unpack(checkpoint: Checkpoint, read: Read) -> Checkpoint:
+    """The dense model that a quantised checkpoint stands for; any other checkpoint as it is.
+
+    A method that is not known leaves the checkpoint as it is as well: the rules speak of it.
+
+    Raises:
+        FormatError: scales are missing or misshapen, or the config names methods that contradict each other.
+    """
+    if not is_known(checkpoint.config):
+        return checkpoint
+    methods = {_method(settings): settings for settings in _said(checkpoint.config).values()}
+    if len(methods) > 1:
+        raise FormatError(
+            f"quantised by {' and by '.join(sorted(methods))}", where="config.json", expected="one method"
+        )
+    [(method, settings)] = methods.items()
+    given = Given(checkpoint.tensors, settings, _dtype(checkpoint.config), read)
+    schemes = [_scheme(name) for name in METHODS[method]]
+    found: dict[str, Dense] = {}
+    for scheme in schemes:
+        found |= scheme.find(given)
+    used = next((s for s in schemes if any(d.packed.scheme == s.name for d in found.values())), schemes[0])
+    parts = {part.name for one in found.values() for part in one.packed.parts.values()}
+    plain = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in parts}
+    return replace(
+        checkpoint,
+        config=_without(checkpoint.config),
+        tensors=plain | {name: one.info for name, one in found.items()},
+        packed={name: one.packed for name, one in found.items()},
+        quantization=Quantization(method, used.words(settings), given.dtype, checkpoint.config),
+    )
+
+
+def _scheme(name: str) -> Scheme:
+    """The scheme of a file of this folder; none is imported before it is needed."""
+    scheme: Scheme = importlib.import_module(f"{__name__}.{name}").SCHEME
+    return scheme
+
+
+def _said(config: Json) -> dict[tuple[str, ...], Json]:
+    """quantization_config, at every level where there is one."""
+    return {path: value for path, value in at_every_level(config, KEY) if isinstance(value, Mapping) and value}
+
+
+def _method(settings: Json) -> str:
+    return str(settings.get("quant_method") or ("bitsandbytes" if "load_in_4bit" in settings else ""))
+
+
+def _dtype(config: Json) -> str:
+    """The model's dtype by its config; BF16 where it says nothing."""
+    names = {dtype.torch_name: name for name, dtype in DTYPES.items() if dtype.computable}
+    for key in ("dtype", "torch_dtype"):
+        for _, value in at_every_level(config, key):
+            if isinstance(value, str) and value in names:
+                return names[value]
+    return "BF16"
+
+
+def _without(config: Json) -> Json:
+    """The config without quantization_config, at every level."""
+    dense = copy.deepcopy(dict(config))
+    for path, _ in list(at_every_level(config, KEY)):
+        level: dict[str, Any] = dense
+        for name in path[:-1]:
+            level = level[name]
+        del level[path[-1]]
+    return dense
