@@ -67,7 +67,7 @@ MAY_IMPORT = {
     ],
     "cli": [
         *["values", "errors", "codec", "compiled", "planning", "rules", "verification", "pages", "code_hosts"],
-        *["pipeline", "inspection", "training", "checking", "repairing"],
+        *["pipeline", "dequantizing", "inspection", "training", "checking", "repairing"],
     ],
 }
 ROOTS = {"__init__", "__main__"}  # the package's face: `import suture` is lazy, `python -m suture` is cli

@@ -40,7 +40,7 @@ from suture.values import Finding
 def check(case: Case) -> Iterable[Finding]:
     """At most one finding, with the first sign."""
     sign = next(iter(_signs(case)), None)
-    if sign is None or case.checkpoint.config.get("quantization_config"):
+    if sign is None or case.checkpoint.quantization is not None or case.checkpoint.config.get("quantization_config"):
         return
     where, found = sign
     do = "Nothing. Evaluate the merged model: it stands on the 16-bit weights, which differ a little from training's."

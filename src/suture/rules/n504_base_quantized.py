@@ -1,8 +1,8 @@
 """# N504 base-quantized
 
 ## What it finds
-A base model whose weights are quantised in a way that is not known here: its config has such a `quantization_config`,
-or an update meets a tensor that is not in BF16, F16, F32 or F64.
+A base model whose weights are quantised in a way that is not known here, or whose config says quantised while its
+weights are not; or an update that meets a tensor that is not in BF16, F16, F32 or F64.
 
 ## Why it matters
 A quantised tensor holds codes, and their scales lie in other tensors. Adding an update to the codes gives rubbish.
@@ -35,9 +35,11 @@ from suture.values import Finding, Json
 
 def check(case: Case) -> Iterable[Finding]:
     """One finding for the config, one for the tensors that would be changed."""
-    do = f"{', '.join(sorted(METHODS))} are known. {_original(case)}"
+    do = _original(case)
     for path, scheme in sorted(_schemes(case.checkpoint.config).items()):
-        yield RULE.finding(f"config.json: {path}", f"the base is quantised ({scheme})", "16-bit or 32-bit weights", do)
+        known = scheme in METHODS
+        found = f"the base is said to be quantised by {scheme}" + (", and no weight is" if known else "")
+        yield RULE.finding(f"config.json: {path}", found, f"weights of {', '.join(sorted(METHODS))}, or none", do)
     bad = {}
     for op in case.draft.operations:
         tensor = case.checkpoint.tensors.get(op.tensor, op.source.tensor)

@@ -42,7 +42,7 @@ def is_known(config: Json) -> bool:
 def unpack(checkpoint: Checkpoint, read: Read) -> Checkpoint:
     """The dense model that a quantised checkpoint stands for; any other checkpoint as it is.
 
-    A method that is not known leaves the checkpoint as it is as well: the rules speak of it.
+    A method that is not known, or that has left no weight, leaves the checkpoint as it is as well: the rules speak of it.
 
     Raises:
         FormatError: scales are missing or misshapen, or the config names methods that contradict each other.
@@ -60,6 +60,8 @@ def unpack(checkpoint: Checkpoint, read: Read) -> Checkpoint:
     found: dict[str, Dense] = {}
     for scheme in schemes:
         found |= scheme.find(given)
+    if not found:
+        return checkpoint
     used = next((s for s in schemes if any(d.packed.scheme == s.name for d in found.values())), schemes[0])
     parts = {part.name for one in found.values() for part in one.packed.parts.values()}
     plain = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in parts}
