@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from click.testing import CliRunner
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
@@ -12,9 +13,9 @@ from tiny import VOCAB, make_base, trained
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
 from zoo_adapters import compare
 
-from suture import dequantize, merge, verify
+from suture import Options, check, dequantize, merge, verify
 from suture.cli.app import app
-from suture.errors import InputError, OutputExists
+from suture.errors import InputError, OutputExists, UsageError
 from suture.verification.logits import LogitsSettings
 
 KINDS = {
@@ -22,6 +23,8 @@ KINDS = {
     "fp4": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="fp4"),
     "int8": BitsAndBytesConfig(load_in_8bit=True),
 }
+# As wide as a block: the library's kernel for AVX-512 decodes blocks that cross rows with the wrong scales.
+SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
 FEED = torch.arange(5, 45).reshape(2, 20)
 
 
@@ -33,10 +36,8 @@ def load(folder: Path, **settings):
 def quantized(request, tmp_path_factory):
     """A quantised base, an adapter for it, and the dense base and the tuned model as the libraries have them."""
     folder = tmp_path_factory.mktemp(request.param)
-    # As wide as a block: the library's kernel for AVX-512 decodes blocks that cross rows with the wrong scales.
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=VOCAB, num_hidden_layers=2, **sizes)).save_pretrained(
+    AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=VOCAB, num_hidden_layers=2, **SIZES)).save_pretrained(
         folder / "plain"
     )
     load(folder / "plain", quantization_config=KINDS[request.param]).save_pretrained(folder / "base")
@@ -107,3 +108,78 @@ def test_the_command(quantized, tmp_path):
     assert {t.dtype for t in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.float32}
     with pytest.raises(OutputExists):
         dequantize(folder / "base", tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def qlora(tmp_path_factory):
+    """A plain base in bf16, the same quantised to NF4 (nested) and saved, and an adapter that was trained on that."""
+    folder = tmp_path_factory.mktemp("qlora")
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=VOCAB, num_hidden_layers=2, **SIZES)).to(
+        torch.bfloat16
+    ).save_pretrained(folder / "org" / "plain")
+    model = AutoModelForCausalLM.from_pretrained(folder / "org" / "plain", quantization_config=KINDS["nf4"])
+    model.save_pretrained(folder / "nf4")
+    tuned = trained(get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")))
+    tuned.save_pretrained(folder / "adapter")
+    return folder
+
+
+def test_onto_dequantized_is_the_merge_onto_the_quantised_model(qlora, tmp_path):
+    options = Options(onto="dequantized", trained_on="nf4-nested")
+    merge(qlora / "org" / "plain", qlora / "adapter", tmp_path / "simulated", options=options)
+    merge(qlora / "nf4", qlora / "adapter", tmp_path / "stored")
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("simulated", "stored"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert verify(qlora / "org" / "plain", qlora / "adapter", tmp_path / "simulated", options=options, full=True).ok
+    assert not verify(qlora / "org" / "plain", qlora / "adapter", tmp_path / "simulated", full=True).ok
+
+
+@pytest.mark.parametrize("form", ["nf4", "fp4", "fp4-nested", "int8"])
+def test_every_form_of_training(qlora, tmp_path, form):
+    kind, _, nested = form.partition("-")
+    four = {"load_in_4bit": True, "bnb_4bit_quant_type": kind, "bnb_4bit_use_double_quant": bool(nested)}
+    settings = BitsAndBytesConfig(**({"load_in_8bit": True} if kind == "int8" else four))
+    model = AutoModelForCausalLM.from_pretrained(qlora / "org" / "plain", quantization_config=settings)
+    model.save_pretrained(tmp_path / "base")
+    merge(tmp_path / "base", qlora / "adapter", tmp_path / "stored")
+    options = Options(onto="dequantized", trained_on=form)
+    merge(qlora / "org" / "plain", qlora / "adapter", tmp_path / "simulated", options=options)
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("simulated", "stored"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_what_cannot_be_decided_is_asked(qlora, tmp_path):
+    with pytest.raises(UsageError, match="how its base was quantised"):
+        merge(qlora / "org" / "plain", qlora / "adapter", tmp_path / "out", options=Options(onto="dequantized"))
+    with pytest.raises(InputError, match="BASE is quantised"):
+        merge(qlora / "nf4", qlora / "adapter", tmp_path / "out", options=Options(onto="original"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_default_is_told_with_its_reason(qlora, tmp_path):
+    config = qlora / "adapter" / "adapter_config.json"
+    (tmp_path / "adapter").mkdir()
+    for file in (qlora / "adapter").iterdir():
+        (tmp_path / "adapter" / file.name).write_bytes(file.read_bytes())
+    settings = {**json.loads(config.read_text()), "base_model_name_or_path": "org/plain-bnb-4bit"}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
+    receipt = merge(qlora / "org" / "plain", tmp_path / "adapter", tmp_path / "out")
+    assert "merged onto BASE's own weights (--onto original), but the adapter was trained on" in receipt.notes[0]
+
+
+def test_the_distance_of_the_two_is_measured(qlora):
+    line = ["check", str(qlora / "org" / "plain"), str(qlora / "adapter"), "--deep", "--json"]
+    run = CliRunner().invoke(app, [*line, "--onto", "dequantized", "--trained-on", "nf4"])
+    data = json.loads(run.stdout)
+    [finding] = [f for f in data["findings"] if f["code"] == "A215"]
+    assert "in 14 layers" in finding["found"]
+    layer = next(x for x in data["layers"] if x["tensor"] == "model.layers.0.self_attn.q_proj.weight")
+    plain = load_file(qlora / "org" / "plain" / "model.safetensors")[layer["tensor"]]
+    codes, state = quantize_4bit(plain, blocksize=64, quant_type="nf4")
+    distance = (dequantize_4bit(codes, state).double() - plain.double()).norm().item()
+    assert layer["quantized"] == pytest.approx(distance)
+    assert layer["base"] == pytest.approx(plain.double().norm().item())
+    found = check(qlora / "org" / "plain", qlora / "adapter", deep=True)
+    assert "A215" not in {f.code for f in found}

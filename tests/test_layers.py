@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "sides": ["values", "formats"],
     "beside": ["values", "formats"],
     "measures": ["values", "formats", "factors", "methods"],
+    "onto": ["values", "errors", "formats"],
     "model_folder": ["values", "errors", "formats", "arch"],
     "run_folder": ["values", "errors", "formats"],
     "patterns": ["errors"],
@@ -49,7 +50,7 @@ MAY_IMPORT = {
     "code_hosts": ["values", "rules", "pages"],
     "pipeline": [
         *["values", "errors", "formats", "arch", "equality", "stats", "sides", "beside", "measures", "resolve"],
-        *["planning", "rules", "execute", "verification"],
+        *["onto", "planning", "rules", "execute", "verification"],
     ],
     "dequantizing": ["values", "errors", "formats", "sides", "planning", "execute", "pipeline"],
     "inspection": ["values", "formats", "arch", "targets", "rewriting", "groups", "resolve", "pipeline"],
@@ -58,7 +59,8 @@ MAY_IMPORT = {
         *["rules"],
     ],
     "checking": [
-        *["values", "errors", "formats", "arch", "model_folder", "run_folder", "rules", "pipeline", "training"],
+        *["values", "errors", "formats", "arch", "measures", "model_folder", "run_folder", "rules", "pipeline"],
+        *["training"],
     ],
     "separation": ["values", "errors", "rewriting", "targets", "rules"],
     "repairing": [

@@ -129,8 +129,7 @@ MODES: tuple[Mode, ...] = (
     Mode(
         "F26",
         "An adapter trained on a 4-bit base, merged onto the 16-bit one",
-        reason="It is told, where names, ledgers or trainers' files show it; merging onto the dequantised base is not "
-        "offered yet.",
+        ("test_dequantizing.py::test_onto_dequantized_is_the_merge_onto_the_quantised_model",),
     ),
     Mode(
         "F27",

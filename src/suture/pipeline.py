@@ -14,6 +14,7 @@ from suture.errors import Findings, OutputError, SutureError
 from suture.formats import file_sha256, fingerprint, read_adapter, read_dense
 from suture.formats.ledger import ledger_or_problem
 from suture.measures import measure
+from suture.onto import onto
 from suture.planning import Identity, build_plan, draft_operations, settle
 from suture.resolve import resolve
 from suture.rules import diagnose, ignorable
@@ -64,6 +65,7 @@ def load_case(
         adapter, name=reading.adapter_name, revision=reading.adapter_revision, allow_pickle=reading.allow_pickle
     )
     arch = describe(checkpoint.config, checkpoint.tensors)
+    checkpoint = onto(checkpoint, arch, ledger_or_problem(tuned.folder)[0], options)
     return make_case(checkpoint, tuned, arch, options, depth)
 
 
@@ -165,6 +167,7 @@ def plan_of(case: Case) -> Plan:
         identity,
         case.sides,
         case.options,
+        tuple(f"merged onto BASE's own weights (--onto original), but {f.found}" for f in findings if f.code == "A212"),
     )
 
 

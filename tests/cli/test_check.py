@@ -67,7 +67,7 @@ def test_json(document, base, adapters):
     assert code == 1
     assert (found["n_errors"], found["n_warnings"]) == (1, 0)
     assert [f["code"] for f in found["findings"]] == ["M301"]
-    clean = {"kind": "pair", "findings": [], "n_errors": 0, "n_warnings": 0, "n_infos": 0}
+    clean = {"kind": "pair", "findings": [], "n_errors": 0, "n_warnings": 0, "n_infos": 0, "layers": []}
     assert document("check", base, adapters / "qv") == (0, clean)
 
 

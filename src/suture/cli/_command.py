@@ -143,10 +143,18 @@ def _parameter(name: str, hint: Any, default: object) -> click.Parameter:
     return click.Option([name, *flags], is_flag=kind is bool, **more, **settings)
 
 
+class _Choice(click.Choice[Any]):
+    """A choice among the values of an enumeration; click goes by the names of its members, which can hold no dash."""
+
+    def normalize_choice(self, choice: Any, ctx: click.Context | None) -> str:
+        """What is typed for a choice."""
+        return str(choice)
+
+
 def _type(kind: type, declared: Argument | Option) -> click.ParamType[Any] | type:
     """What click makes of a text."""
     if issubclass(kind, StrEnum):
-        return click.Choice(kind)
+        return _Choice(kind)
     if issubclass(kind, Path):
         return click.Path(path_type=Path)
     if isinstance(declared, Option) and declared.min is not None:

@@ -39,6 +39,24 @@ class Dtype(StrEnum):
     f32 = "f32"
 
 
+class Onto(StrEnum):
+    """--onto"""
+
+    auto = "auto"
+    original = "original"
+    dequantized = "dequantized"
+
+
+class TrainedOn(StrEnum):
+    """--trained-on"""
+
+    nf4 = "nf4"
+    nf4_nested = "nf4-nested"
+    fp4 = "fp4"
+    fp4_nested = "fp4-nested"
+    int8 = "int8"
+
+
 class Tokenizer(StrEnum):
     """--tokenizer"""
 
@@ -127,6 +145,16 @@ class Choices:
         Tied.auto
     )
     dtype: Annotated[Dtype | None, Option("Type of all float tensors. Default: as in BASE.")] = None
+    onto: Annotated[
+        Onto,
+        Option(
+            "Merge onto the weights of a 16-bit BASE, or onto what a quantised BASE or training with one stands for."
+        ),
+    ] = Onto.auto
+    trained_on: Annotated[
+        TrainedOn | None,
+        Option("How BASE was quantised in training, for --onto dequantized; nested: double quantisation."),
+    ] = None
     tokenizer: Annotated[
         Tokenizer, Option("Whose tokenizer: the adapter's when it extends the base's, or as told.")
     ] = Tokenizer.auto
@@ -139,7 +167,13 @@ class Choices:
         from suture.values import Options
 
         dtype = self.dtype.value.upper() if self.dtype else None
-        return Options(tied=self.tied.value, dtype=dtype, tokenizer=self.tokenizer.value)
+        return Options(
+            tied=self.tied.value,
+            dtype=dtype,
+            onto=self.onto.value,
+            trained_on=self.trained_on.value if self.trained_on else None,
+            tokenizer=self.tokenizer.value,
+        )
 
     def options(self) -> Options:
         """The library's value.

@@ -14,13 +14,14 @@ import numpy as np
 from suture.factors import FactorReader
 from suture.formats import TensorReader
 from suture.formats.dtypes import DTYPES
+from suture.measures.apart import Apart, apart
 from suture.measures.moves import Broken, Move, Turn, is_measured, is_scanned, is_turned, move, scan, turn
 from suture.measures.new_rows import NewRows, new_rows
 from suture.measures.places import Places, places
 from suture.measures.sampling import Files
 from suture.values import Adapter, Arch, Checkpoint, Operation, Resolved, TensorInfo
 
-__all__ = ["Broken", "Measures", "Move", "NewRows", "Places", "Turn", "measure"]
+__all__ = ["Apart", "Broken", "Measures", "Move", "NewRows", "Places", "Turn", "measure"]
 
 BLOCK_VALUES = 1 << 20
 
@@ -35,6 +36,7 @@ class Measures:
     turns: tuple[Turn, ...] = ()  # of DoRA
     broken: tuple[Broken, ...] = ()
     places: tuple[Places, ...] = ()
+    apart: tuple[Apart, ...] = ()
 
 
 def measure(
@@ -66,6 +68,7 @@ def measure(
                 tuple(turn(op, files) for op in operations if is_turned(op, adapter)),
                 tuple(b for b in broken if b.n_before or b.n_after),
                 tuple(places(resolved, adapter, arch, stored, files)),
+                tuple(apart(operations, checkpoint.packed, (m for m, _ in measured), files)),
             )
 
 

@@ -51,8 +51,13 @@ def build_plan(
     identity: Identity,
     sides: Sides,
     options: Options,
+    notes: tuple[str, ...] = (),
 ) -> Plan:
-    """Everything the merge will do. A draft with problems is a programming error: they were findings before."""
+    """Everything the merge will do. A draft with problems is a programming error: they were findings before.
+
+    Args:
+        notes: decisions that were made before.
+    """
     assert not draft.problems
     laid = lay_out(checkpoint, draft.operations)
     texts = generated_texts(checkpoint, laid, settled.tie_flags, options)
@@ -66,13 +71,13 @@ def build_plan(
         texts=texts,
         side_files=tuple(f for f in sides.files if f.name not in texts),
         untied=tuple(u.members for u in settled.untied),
-        notes=(*settled.notes, *sides.notes, *_decoded_notes(checkpoint), *_cast_notes(laid.operations)),
+        notes=(*notes, *settled.notes, *sides.notes, *_decoded_notes(checkpoint), *_cast_notes(laid.operations)),
     )
 
 
 def lay_out(checkpoint: Checkpoint, operations: Iterable[Operation]) -> layout.Layout:
-    """The operations in the base's files, or in new ones where the base's are packed."""
-    if not checkpoint.packed:
+    """The operations in the base's files, or in new ones where the base's hold packed weights."""
+    if checkpoint.quantization is None or not checkpoint.quantization.stored:
         return layout.lay_out(operations, {s.name: s.metadata for s in checkpoint.shards})
     operations = layout.reshard(operations)
     return layout.lay_out(operations, {op.file: {"format": "pt"} for op in operations})

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from suture.formats.checkpoint import CONFIG, INDEX
+from suture.formats.checkpoint import CONFIG, INDEX, SINGLE
 from suture.formats.dtypes import DTYPES
 from suture.planning.layout import Layout
 from suture.values import Checkpoint, Json, Operation, Options
@@ -78,7 +78,8 @@ def _replace_dtype(config: dict[str, Any], dtype: str) -> None:
 
 def index_of(checkpoint: Checkpoint, laid: Layout) -> Mapping[str, Any] | None:
     """The index of an output that needs one, or whose base has one; None for a single file without."""
-    if len(laid.files) <= 1 and (checkpoint.index_file is None or checkpoint.packed):
+    one_by_one = {operation.file for operation in laid.operations} == {SINGLE}
+    if len(laid.files) <= 1 and (checkpoint.index_file is None or one_by_one):
         return None
     total = sum(op.end - op.begin for op in laid.operations)
     metadata = {**checkpoint.index_metadata, "total_size": total}

@@ -17,7 +17,9 @@ LLaMA-Factory.
 
 ## How to fix
 Nothing, as a rule. Evaluate the merged model itself, and not only the adapter on the quantised base. To get exactly
-what was trained, serve base and adapter unmerged, with the base quantised as in training.
+what was trained, merge with `--onto dequantized`: each weight that was quantised in training is quantised as it was
+then, dequantised, and changed; or give the quantised model as BASE. `suture check --onto dequantized` tells how far the
+two are apart.
 
 ## References
 - arXiv:2305.14314: QLoRA
@@ -43,7 +45,7 @@ def check(case: Case) -> Iterable[Finding]:
     if sign is None or case.checkpoint.quantization is not None or case.checkpoint.config.get("quantization_config"):
         return
     where, found = sign
-    do = "Nothing. Evaluate the merged model: it stands on the 16-bit weights, which differ a little from training's."
+    do = "Evaluate the merged model: it stands on the 16-bit weights. --onto dequantized gives those of training."
     yield RULE.finding(where, f"the adapter was trained on a quantised base: {found}", "", do)
 
 

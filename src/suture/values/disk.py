@@ -64,6 +64,7 @@ class Quantization:
     words: str  # the method with its settings, for people
     dtype: str  # of the model, by its config; weights that are dequantised in float32 are written in it
     config: Json  # config.json as it is in the folder
+    stored: bool = True  # False for weights of 16 bits that are looked at as if they had been quantised
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from suture.values.meaning import Term
 
 TiedPolicy = Literal["auto", "untie", "keep", "refuse"]
 TokenizerPolicy = Literal["auto", "base", "adapter"]
+OntoPolicy = Literal["auto", "original", "dequantized"]
 Origin = Literal["base", "adapter"]
 Why = Literal["copy", "cast", "dequantize", "merge", "replace", "untie"]
 
@@ -22,6 +23,8 @@ class Options:
 
     tied: TiedPolicy = "auto"
     dtype: str | None = None  # of the merged model, e.g. "F32"; None keeps each tensor's own
+    onto: OntoPolicy = "auto"  # auto: what BASE's weights are, or stand for
+    trained_on: str | None = None  # how the base was quantised in training: see `formats.quantized.as_trained.FORMS`
     tokenizer: TokenizerPolicy = "auto"  # auto: the adapter's when it extends the base's
     ignore: tuple[str, ...] = ()  # rule codes whose findings do not stop the merge, where the rule allows it
 
