@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "compiled": [],
     "errors": ["values"],
     "codec": ["errors"],
-    "formats": ["values", "errors", "codec", "home"],
+    "formats": ["values", "errors", "codec", "home", "compiled"],
     "arch": ["values", "errors", "codec", "home"],
     "methods": ["values"],
     "factors": ["values", "formats", "methods"],

@@ -1,4 +1,4 @@
-"""The package's own compiled library, where it was built: the merge's kernel and the verifier's arithmetic.
+"""The package's own compiled library, where it was built: the merge's kernel, the verifier's arithmetic, a decoder.
 
 Without it everything works as well, with numpy, and slower. SUTURE_KERNEL=numpy asks for that.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import numpy.typing as npt
 
 LIBRARY = Path(__file__).with_name("_compiled.clib")  # a library of C, not an extension of Python
-VERSION = 2  # of the functions, and of the bytes that they give
+VERSION = 3  # of the functions, and of the bytes that they give
 TYPES = ("F32", "BF16", "F16")
 PAIRS = tuple(itertools.product(TYPES, TYPES))
 

@@ -12,6 +12,7 @@ from bitsandbytes.backends.utils import _get_4bit_code
 from bitsandbytes.functional import quantize_4bit
 from safetensors.torch import load_file, save_file
 
+from suture import compiled
 from suture.errors import FormatError
 from suture.formats.quantized import bitsandbytes4, bitsandbytes8
 from suture.formats.quantized.base import Given
@@ -53,6 +54,18 @@ def bits(values):
     return flat.numpy() if values.dtype == torch.float32 else flat.view(torch.uint16).numpy()
 
 
+@pytest.fixture(params=["compiled", "numpy"])
+def decoder(request, monkeypatch):
+    """With the compiled decoder, and without."""
+    assert compiled.library() is not None
+    if request.param == "numpy":
+        monkeypatch.setattr(compiled, "library", lambda: None)
+    bitsandbytes4._decoder.cache_clear()
+    yield
+    bitsandbytes4._decoder.cache_clear()
+
+
+@pytest.mark.usefixtures("decoder")
 @pytest.mark.parametrize(("kind", "nested"), list(itertools.product(("nf4", "fp4"), (False, True))))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("size", [32, 64, 128, 512, 4096])

@@ -9,13 +9,16 @@ that the weight had. Layout: bitsandbytes.functional.QuantState.as_dict; https:/
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from suture import compiled
 from suture.formats.dtypes import DTYPES, Array, from_float
 from suture.formats.quantized.base import Dense, Given, Read, Rows, Scheme, dense, malformed, part, whole
 from suture.values import Json, Packed, TensorInfo
@@ -108,32 +111,42 @@ def open_rows(info: TensorInfo, packed: Packed, read: Read) -> Rows:
     """Rows of the dense weight. The scales are decoded once, the codes as they are needed."""
     absmax, size = _absmax(packed, read), int(packed.settings["blocksize"])
     codes, values = packed.parts["codes"], whole(packed.parts["map"], read).reshape(-1)
-    pairs = np.stack([np.repeat(values, 16), np.tile(values, 16)], axis=1)  # of each byte, its two values
-    cols, n = info.shape[-1], info.n_values
+    cols, decode = info.shape[-1], _decoder(info.dtype)
 
     def rows(start: int, stop: int) -> Array:
         first, last = start * cols, stop * cols
-        # Whole blocks, so that the scales go with them; a block of an odd size can begin inside a byte.
-        begin = first // size * size // 2 * 2
-        end = min(-(-last // size) * size, n)
-        stored = np.empty(-(-end // 2) - begin // 2, np.uint8)
-        read(codes, begin // 2, stored)
-        x = pairs[stored].reshape(-1)[: end - begin]
-        _scale(x, absmax, begin, size)
-        return from_float(x[first - begin : last - begin], info.dtype).reshape(stop - start, cols)
+        stored = np.empty(-(-last // 2) - first // 2, np.uint8)
+        read(codes, first // 2, stored)
+        return decode(stored, values, absmax[first // size :], first, last, size).reshape(stop - start, cols)
 
     return rows
 
 
-def _scale(x: Array, absmax: Array, begin: int, size: int) -> None:
-    """Multiply values from `begin` on with the scales of their blocks."""
-    if begin % size == 0:
-        whole_blocks, first = len(x) // size, begin // size
-        blocks = x[: whole_blocks * size].reshape(-1, size)
-        blocks *= absmax[first : first + whole_blocks, None]
-        x[whole_blocks * size :] *= absmax[first + whole_blocks : first + whole_blocks + 1]
-    else:
-        x *= absmax[np.arange(begin, begin + len(x)) // size]
+@functools.cache
+def _decoder(dtype: str) -> Callable[[Array, Array, Array, int, int, int], Array]:
+    """(bytes, map, scales, first, last, size) → values first:last; bytes and scales begin with those of `first`."""
+    library = compiled.library()
+    if library is None:
+        return functools.partial(_decoded, dtype=dtype)
+    function = getattr(library, f"suture_four_bits_{dtype.lower()}")
+    function.argtypes, function.restype = [*[ctypes.c_void_p] * 4, *[ctypes.c_size_t] * 3], None
+
+    def decode(stored: Array, values: Array, absmax: Array, first: int, last: int, size: int) -> Array:
+        out = np.empty(last - first, DTYPES[dtype].storage)
+        function(*map(compiled.address, (stored, values, absmax, out)), first, last, size)
+        return out
+
+    return decode
+
+
+def _decoded(  # noqa: PLR0913 - what the compiled decoder takes, and the dtype
+    stored: Array, values: Array, absmax: Array, first: int, last: int, size: int, dtype: str
+) -> Array:
+    """The same with numpy."""
+    pairs = np.stack([np.repeat(values, 16), np.tile(values, 16)], axis=1)  # of each byte, its two values
+    x = pairs[stored].reshape(-1)[first % 2 :][: last - first]
+    x *= np.repeat(absmax[: -(-last // size) - first // size], size)[first % size :][: last - first]
+    return from_float(x, dtype)
 
 
 def _absmax(packed: Packed, read: Read) -> Array:
