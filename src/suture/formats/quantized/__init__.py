@@ -25,6 +25,10 @@ KEY = "quantization_config"
 # quant_method of the config → the files of this folder that know its weights.
 METHODS: Mapping[str, tuple[str, ...]] = {
     "bitsandbytes": ("bitsandbytes4", "bitsandbytes8"),
+    "fbgemm_fp8": ("fbgemm_fp8",),
+    "fp8": ("fp8",),
+    "modelopt": ("modelopt",),
+    "mxfp4": ("mxfp4",),
 }
 
 
