@@ -154,6 +154,17 @@ def test_a_file_imports_only_what_its_unit_may(file):
     assert imported_units(file) <= set(MAY_IMPORT[unit_of(file)])
 
 
+def test_the_verifier_reads_files_its_own_way():
+    used = {
+        name
+        for file, tree in FILES.items()
+        if unit_of(file) == "verification"
+        for name in imports(tree)
+        if name.startswith("suture.formats")
+    }
+    assert {name for name in used if not name.startswith("suture.formats.quantized.decoder")} == set()
+
+
 def test_the_table_allows_nothing_that_is_not_used():
     used: dict[str, set[str]] = {unit: set() for unit in MAY_IMPORT}
     for file in FILES:
