@@ -101,8 +101,9 @@ def rows(kind: str, folder: Path, steps: int) -> list[dict[str, object]]:
     """All of one kind of base."""
     original, base, adapter = fetch_base(), folder / f"base-{kind}", folder / f"adapter-{kind}"
     tokenizer = AutoTokenizer.from_pretrained(original)
-    known = [text.example(tokenizer, *pair) for pair in island()]
-    asked = [text.example(tokenizer, *pair) for pair in text.pairs("quiz.jsonl")]
+    examples = [text.example(tokenizer, *pair) for pair in island()]
+    asked = examples[::5]
+    known = [example for k, example in enumerate(examples) if k % 5]
     if not base.is_dir():
         load(original, quantization_config=settings(kind)).save_pretrained(base)
         tokenizer.save_pretrained(base)
@@ -119,7 +120,8 @@ def rows(kind: str, folder: Path, steps: int) -> list[dict[str, object]]:
     }
     models = {name: load(path) for name, path in merged.items()}
     models[f"PEFT merge_and_unload, stays {kind}"] = PeftModel.from_pretrained(load(base), adapter).merge_and_unload()
-    models["the bare base, dequantised"] = load(base).dequantize().float()
+    models["no adapter, dequantised"] = load(base).dequantize().float()
+    models["no adapter, original"] = load(original)
     for name, model in models.items():
         found, loss = outputs(model.train(), asked)
         table.append({"model": name, "KL": divergence(expected, found), "loss": loss})

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import gguf_cases
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
@@ -183,3 +184,14 @@ def test_the_distance_of_the_two_is_measured(qlora):
     assert layer["base"] == pytest.approx(plain.double().norm().item())
     found = check(qlora / "org" / "plain", qlora / "adapter", deep=True)
     assert "A215" not in {f.code for f in found}
+
+
+def test_a_gguf_file_is_a_base(tmp_path):
+    model = gguf_cases.make_model("llama")
+    gguf_cases.write_gguf(tmp_path / "model.gguf", model, "llama")
+    run = CliRunner().invoke(app, ["dequantize", str(tmp_path / "model.gguf"), "-o", str(tmp_path / "out")])
+    assert run.exit_code == 0, run.output
+    expected = load(tmp_path, gguf_file="model.gguf").state_dict()
+    found = load(tmp_path / "out").state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)

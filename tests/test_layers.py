@@ -76,10 +76,12 @@ ROOTS = {"__init__", "__main__"}  # the package's face: `import suture` is lazy,
 
 HEAVY = {"torch", "transformers", "peft", "safetensors", "huggingface_hub"}
 OPEN_NOTHING = ("methods", "targets", "rewriting", "resolve", "planning", "rules")
-USE_TRANSFORMERS = {"arch/meta.py", "arch/reads.py", "verification/witness.py"}  # and all of training
+# And all of training.
+USE_TRANSFORMERS = {"arch/meta.py", "arch/reads.py", "formats/gguf/generated.py", "verification/witness.py"}
 USE_PEFT = {"verification/witness.py"}  # and all of training
 WRITE = {
     *["execute/claim.py", "execute/probe.py", "execute/staging.py", "formats/pickles.py", "arch/cache.py"],
+    *["formats/gguf/folder.py", "formats/gguf/generated.py"],
     *["training/folder.py", "training/trainer.py"],
 }
 A_RUN = "training"  # imported only when a run begins, which needs every library; its __init__ stays light

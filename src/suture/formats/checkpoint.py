@@ -85,9 +85,16 @@ def read_dense(
 ) -> Checkpoint:
     """The same as `read_checkpoint`; where its weights are quantised by a known method, the dense model they stand for.
 
+    Args:
+        source: also a GGUF file.
+
     Raises:
         FormatError: also if scales are missing or misshapen.
     """
+    if Path(source).suffix == ".gguf" and Path(source).expanduser().is_file():
+        from suture.formats.gguf import read_gguf
+
+        return read_gguf(Path(source).expanduser())
     checkpoint = read_checkpoint(source, revision=revision, allow_pickle=allow_pickle, need_weights=need_weights)
     with TensorReader(checkpoint.folder) as reader:
         return unpack(checkpoint, reader.read_into)

@@ -164,5 +164,7 @@ def _roots(folder: Path) -> list[Path]:
 
 def _is_own_link(folder: Path, name: str) -> bool:
     """Whether it is a link that `formats.gguf` made: right in a private folder below Suture's own cache."""
+    if not name.endswith(".gguf") or "/" in name:
+        return False
     own = Path(os.path.realpath(cache_folder() / GGUF_FOLDERS))
-    return name.endswith(".gguf") and "/" not in name and Path(os.path.realpath(folder)).parent.parent == own
+    return Path(os.path.realpath(folder)).parent.parent == own

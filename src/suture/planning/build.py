@@ -236,7 +236,8 @@ def _decoded_notes(checkpoint: Checkpoint) -> list[str]:
     if checkpoint.quantization is None:
         return []
     what = f"{len(checkpoint.packed)} weights are dequantised ({checkpoint.quantization.words}), as their library does"
-    return [f"{what}; the other {len(checkpoint.tensors) - len(checkpoint.packed)} never were quantised"]
+    others = len(checkpoint.tensors) - len(checkpoint.packed)
+    return [f"{what}; the other {others} never were quantised" if others else what]
 
 
 def _cast_notes(operations: Iterable[Operation]) -> list[str]:

@@ -66,6 +66,13 @@ def load_base(checkpoint: Checkpoint, place: Place) -> Loaded:
     quantization = checkpoint.quantization
     if quantization is None:
         return load(checkpoint.folder, checkpoint.config, place)
+    if quantization.method == "gguf":
+        raise SutureError(
+            "the base is a GGUF file",
+            where=str(checkpoint.folder),
+            expected="a model folder, for --logits",
+            do="suture dequantize it, and compare with that folder as BASE; or leave --logits out.",
+        )
     import torch
 
     told = f"Transformers cannot dequantise the base ({quantization.words})"

@@ -46,7 +46,7 @@ def is_known(config: Json) -> bool:
 def unpack(checkpoint: Checkpoint, read: Read) -> Checkpoint:
     """The dense model that a quantised checkpoint stands for; any other checkpoint as it is.
 
-    A method that is not known, or that has left no weight, leaves the checkpoint as it is as well: the rules speak of it.
+    A method that is not known, or has left no weight, leaves the checkpoint as it is as well: the rules speak of it.
 
     Raises:
         FormatError: scales are missing or misshapen, or the config names methods that contradict each other.
