@@ -17,6 +17,7 @@ from suture.values import Adapter, Checkpoint, Json, Quantization
 from suture.verification import reading
 
 PREFIX = "base_model.model."
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,10 @@ def load_base(checkpoint: Checkpoint, place: Place) -> Loaded:
 
     told = f"Transformers cannot dequantise the base ({quantization.words})"
     with _failing(told, checkpoint.folder):
-        loaded = load(checkpoint.folder, checkpoint.config, place, quantization_config=_dense(quantization))
+        settings = _dense(quantization)
+        # While it loads, Transformers dequantises to the dtype that it loads in.
+        first = replace(place, dtype=_DTYPES[quantization.dtype]) if settings else place
+        loaded = load(checkpoint.folder, checkpoint.config, first, quantization_config=settings)
         model = loaded.model
         if getattr(model, "is_quantized", False):
             model = model.dequantize()

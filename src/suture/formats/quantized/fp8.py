@@ -26,6 +26,7 @@ _SCALE_FORMATS = ("float", "ue8m0")
 # Beside a weight `X.weight`, and beside an expert parameter `X`.
 _OF_WEIGHT = ("{0}.weight_scale_inv", "{0}.weight_scale", "{0}.scale", "{0}.qscale_weight")
 _OF_PARAMETER = ("{0}_scale_inv", "{0}_scale")
+_INVERSE = "_scale_inv"
 _MORE = ("activation_scale", "input_scale", "output_scale", "qscale_act", "k_scale", "v_scale")
 
 
@@ -37,6 +38,8 @@ def find(given: Given) -> Mapping[str, Dense]:
         raise _wrong(f"scale_fmt is {scale_format!r}", " or ".join(_SCALE_FORMATS))
     found = {}
     for name, weight in sorted(given.tensors.items()):
+        if name.endswith(_INVERSE) and name.removesuffix(_INVERSE) not in given.tensors:
+            malformed(weight, f"there is no {name.removesuffix(_INVERSE)}", "the weight that these scales are of")
         if weight.dtype in FLOAT8 or weight.dtype == "I8":
             scales = _scales(weight, given.tensors)
             if scales is not None:
