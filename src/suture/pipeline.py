@@ -16,6 +16,7 @@ from suture.formats.ledger import ledger_or_problem
 from suture.measures import measure
 from suture.onto import onto
 from suture.planning import Identity, build_plan, draft_operations, settle
+from suture.planning.requantize import require_possible
 from suture.resolve import resolve
 from suture.rules import diagnose, ignorable
 from suture.rules.base import Case
@@ -82,6 +83,8 @@ def make_case(checkpoint: Checkpoint, adapter: Adapter, arch: Arch, options: Opt
         settled = settle(checkpoint, arch, resolved, options.tied, equality.same_update, equality.same_stored)
         uneven = tuple(a for a, b in resolved.copies.items() if not equality.same_tensor(a, b)) if deep else ()
     draft = draft_operations(checkpoint, arch, settled, options)
+    if options.output == "same":
+        require_possible(checkpoint, draft.operations, options)
     sides = choose_side_files(checkpoint, adapter, options)
     ledger, problem = ledger_or_problem(adapter.folder)
     sampled = depth == "samples"
