@@ -43,12 +43,14 @@ def require_possible(checkpoint: Checkpoint, operations: Iterable[Operation], op
         packed = checkpoint.packed.get(op.source.tensor.name if op.why == "untie" else op.tensor)
         if packed is not None and not _is_still(op):
             dense = checkpoint.tensors[op.tensor] if op.tensor in checkpoint.packed else op.source.tensor
-            if quantizer_of(packed) is None:
+            quantizer = quantizer_of(packed)
+            if quantizer is None:
                 found = f"weights of {quantization.words} cannot be quantised again, and {op.tensor} changes"
                 raise UsageError(found, where=f"{_WHERE} ({packed.scheme})", do=_DENSE)
             if op.why == "untie" or (op.shape, op.cols) != (dense.shape, dense.shape[-1]) or _is_cut(op):
                 found = f"{op.tensor} is quantised, and gets another shape or a tensor of its own"
                 raise UsageError(found, where=_WHERE, do=_DENSE)
+            quantizer.granule(dense, packed)  # raises for weights that its formula does not cover
 
 
 def notes(checkpoint: Checkpoint, operations: Iterable[Operation]) -> list[str]:
