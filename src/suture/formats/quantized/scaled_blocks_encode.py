@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 
-from suture.formats.dtypes import DTYPES, Array, from_float, to_float
+from suture.formats.dtypes import Array, from_float, to_float
 from suture.formats.quantized.base import Encode, Parts, Quantizer, Read
 from suture.formats.quantized.scaled_blocks import grid
 from suture.formats.quantized.small_floats import values_of
@@ -41,11 +41,11 @@ def open_encode(info: TensorInfo, packed: Packed, _read: Read) -> Encode:
         x = _blocks(rows.reshape(-1, n_rows if len(info.shape) > 2 else len(rows), cols), m, n)
         sizes = np.abs(x).max(axis=(2, 4))
         stored, factors = _scaled(sizes.max(keepdims=True) if shared else sizes, largest(kind), scales.dtype)
-        made = nearest(x * factors[:, :, None, :, None], kind).reshape(len(x), -1, x.shape[3] * x.shape[4])
+        made: Array = nearest(x * factors[:, :, None, :, None], kind).reshape(len(x), -1, x.shape[3] * x.shape[4])
         made = made[:, : len(rows) // len(x), :cols].reshape(-1, cols)
         first = 0 if shared else (start // n_rows * down + start % n_rows // m) * across
         width = codes.shape[-1]
-        storage = DTYPES[codes.dtype].storage
+        storage = np.int8 if codes.dtype == "I8" else np.uint8
         items = (pairs(made) if kind == "E2M1" else made).view(storage)
         return {"codes": (start * width, items), "scales": (first, stored.reshape(-1))}
 
