@@ -18,10 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
-from suture.formats.dtypes import DTYPES, Array, to_float
 from suture.formats.quantized.base import Parts, Quantizer
 from suture.formats.quantized.requantize import changing, dequantized, quantizer_of
 from suture.values import Operation, Packed, TensorInfo, TensorVerdict
@@ -29,6 +30,8 @@ from suture.verification import looks, reading
 from suture.verification.expect import exact_rows, walk
 from suture.verification.judge import Subject, Tally
 from suture.verification.reading import Floats
+
+Items: TypeAlias = npt.NDArray[Any]  # of a part, in the type that they are stored in
 
 SHARE, ALWAYS = 1e-3, 2
 SLACK = 0.1
@@ -87,32 +90,32 @@ def _looks(weight: Operation, quantizer: Quantizer, info: TensorInfo, packed: Pa
     return (slice(k * size, min((k + 1) * size, rows)) for k in sorted(numbers))
 
 
-def _items(subject: Subject, first: int, like: Array) -> Array:
+def _items(subject: Subject, first: int, like: Items) -> Items:
     """As many items of the part in the folder, as they are stored."""
     size = like.dtype.itemsize
     data = reading.raw(subject.folder, subject.found, first * size, first * size + like.nbytes)
     return data.view(like.dtype).reshape(like.shape)
 
 
-def _before(subject: Subject, part: TensorInfo, first: int, like: Array) -> Array:
+def _before(subject: Subject, part: TensorInfo, first: int, like: Items) -> Items:
     """The same of the base."""
     size = like.dtype.itemsize
     data = reading.raw(subject.inputs.base, part, first * size, first * size + like.nbytes)
     return data.view(like.dtype).reshape(like.shape)
 
 
-def _scales(stored: Array, wanted: Array, dtype: str) -> tuple[int, int]:
+def _scales(stored: Items, wanted: Items, dtype: str) -> tuple[int, int]:
     """How many items are others, and how many are too far off."""
-    if dtype in reading.FLOATS and DTYPES[dtype].computable:
-        a, b = (to_float(x, dtype).astype(np.float64) for x in (stored, wanted))
-        off = np.where(stored == wanted, 0.0, np.abs(a - b))
+    if dtype in reading.FLOATS:
+        a, b = (reading.floats(x.reshape(-1).view(np.uint8), dtype) for x in (stored, wanted))
+        off = np.where((stored == wanted).reshape(-1), 0.0, np.abs(a - b))
         return int((~(off <= EQUAL * np.abs(b))).sum()), int((~(off <= STEP * np.abs(b))).sum())
     steps = np.abs(stored.astype(np.int64) - wanted.astype(np.int64))
     return int((steps > 0).sum()), int((steps > 1).sum())
 
 
 def _codes(
-    subject: Subject, info: TensorInfo, packed: Packed, parts: Parts, stored: Array, exact: Floats
+    subject: Subject, info: TensorInfo, packed: Packed, parts: Parts, stored: Items, exact: Floats
 ) -> tuple[int, int]:
     """How many items are others, and how many values the recomputed codes are clearly nearer to."""
     first, wanted = parts["codes"]
