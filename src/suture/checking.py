@@ -12,7 +12,7 @@ from suture.arch import describe
 from suture.errors import UsageError
 from suture.formats import base_on_disk, hub, parts_of, read_adapter
 from suture.formats.kind import checkpoints_below
-from suture.measures import Apart
+from suture.measures import Apart, Survival
 from suture.model_folder import read_model_folder
 from suture.pipeline import Depth, Reading, load_case, make_case
 from suture.rules import RULES, diagnose, diagnose_live, diagnose_model, diagnose_run, ordered, repairs
@@ -52,7 +52,7 @@ class Checked:
     folders: tuple[Path, ...]  # that places in the findings are relative to
     findings: tuple[Finding, ...]
     repairs: tuple[Repair, ...] = ()  # that `suture fix` could make
-    layers: tuple[Apart, ...] = ()  # with --onto dequantized: what quantisation does to each layer
+    layers: tuple[Apart | Survival, ...] = ()  # what quantisation does to each layer, or to its update
 
     def count(self, severity: str) -> int:
         """Number of findings of this severity."""
@@ -121,7 +121,7 @@ def _check_pair(base: str | Path, adapter: str | Path, options: Options, reading
         alone = [f for run in read_run_folder(folder, deep=deep) for f in diagnose_run(run) if f.code != WITHOUT_BASE]
         findings = ordered((*findings, *alone))
     folders = (folder, case.checkpoint.folder)
-    layers = case.measures.apart if case.measures else ()
+    layers = case.survival or (case.measures.apart if case.measures else ())
     return Checked("pair", f"{folders[0]} on {folders[1]}", folders, findings, repairs(case), layers)
 
 

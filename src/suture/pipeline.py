@@ -13,12 +13,14 @@ from suture.equality import Equality
 from suture.errors import Findings, OutputError, SutureError
 from suture.formats import file_sha256, fingerprint, read_adapter, read_dense
 from suture.formats.ledger import ledger_or_problem
-from suture.measures import measure
+from suture.measures import measure, survival
 from suture.onto import onto
 from suture.planning import Identity, build_plan, draft_operations, settle
+from suture.planning.requantize import require_possible
 from suture.resolve import resolve
 from suture.rules import diagnose, ignorable
 from suture.rules.base import Case
+from suture.rules.n512_update_erased import survived
 from suture.sides import choose_side_files
 from suture.stats import adapter_stats, frozen_copies
 from suture.values import (
@@ -82,6 +84,8 @@ def make_case(checkpoint: Checkpoint, adapter: Adapter, arch: Arch, options: Opt
         settled = settle(checkpoint, arch, resolved, options.tied, equality.same_update, equality.same_stored)
         uneven = tuple(a for a, b in resolved.copies.items() if not equality.same_tensor(a, b)) if deep else ()
     draft = draft_operations(checkpoint, arch, settled, options)
+    if options.output == "same":
+        require_possible(checkpoint, draft.operations, options)
     sides = choose_side_files(checkpoint, adapter, options)
     ledger, problem = ledger_or_problem(adapter.folder)
     sampled = depth == "samples"
@@ -104,6 +108,7 @@ def make_case(checkpoint: Checkpoint, adapter: Adapter, arch: Arch, options: Opt
         base_fingerprint=fingerprint(checkpoint) if deep and checkpoint.tensors else None,
         adapter_sha256=file_sha256(adapter.folder / adapter.file) if deep and adapter.tensors else None,
         measures=measures,
+        survival=survival(checkpoint, adapter, draft.operations) if deep and options.output == "same" else (),
     )
 
 
@@ -167,7 +172,10 @@ def plan_of(case: Case) -> Plan:
         identity,
         case.sides,
         case.options,
-        tuple(f"merged onto BASE's own weights (--onto original), but {f.found}" for f in findings if f.code == "A212"),
+        (
+            *(f"merged onto BASE's own weights (--onto original), but {f.found}" for f in findings if f.code == "A212"),
+            *([survived(case.survival)] if case.survival else []),
+        ),
     )
 
 

@@ -57,6 +57,13 @@ class TrainedOn(StrEnum):
     int8 = "int8"
 
 
+class Output(StrEnum):
+    """--output"""
+
+    dense = "dense"
+    same = "same"
+
+
 class Tokenizer(StrEnum):
     """--tokenizer"""
 
@@ -155,6 +162,9 @@ class Choices:
         TrainedOn | None,
         Option("How BASE was quantised in training, for --onto dequantized; nested: double quantisation."),
     ] = None
+    output: Annotated[
+        Output, Option("Of a quantised BASE: write dequantised weights, or quantise them again as they were.")
+    ] = Output.dense
     tokenizer: Annotated[
         Tokenizer, Option("Whose tokenizer: the adapter's when it extends the base's, or as told.")
     ] = Tokenizer.auto
@@ -172,6 +182,7 @@ class Choices:
             dtype=dtype,
             onto=self.onto.value,
             trained_on=self.trained_on.value if self.trained_on else None,
+            output=self.output.value,
             tokenizer=self.tokenizer.value,
         )
 

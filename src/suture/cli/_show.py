@@ -284,9 +284,11 @@ def merged(out: Out, found: Merged) -> None:
     """What a merge did, or a merge without an adapter."""
     operations = found.plan.operations
     n = Counter(op.why for op in operations)
-    changed = sum(bool(op.terms) or op.source.origin == "adapter" for op in operations)
+    again = {op.part_of for op in operations if op.part_of}
+    changed = sum((bool(op.terms) or op.source.origin == "adapter") and not op.part_of for op in operations)
     joined = bool(found.receipt.adapter)
-    done = [f"{counted(changed, 'tensor')} changed"] if joined else []
+    done = [f"{counted(changed + len(again), 'weight' if again else 'tensor')} changed"] if joined else []
+    done += [f"{len(again):,} of them quantised again"] if again else []
     done += [f"{n['dequantize']:,} dequantised"] if n["dequantize"] else []
     done += [f"{n['copy']:,} copied"]
     done += [f"{n['cast']:,} cast"] if n["cast"] else []

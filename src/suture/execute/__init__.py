@@ -29,6 +29,7 @@ from suture.execute.stop import Stop, stop_signals
 from suture.execute.whole import require_linkable, whole_files
 from suture.factors import FactorReader
 from suture.formats import TensorReader
+from suture.formats.quantized.requantize import libraries
 from suture.planning.codec import plan_id
 from suture.values import Forecast, Plan, Running, Staged
 
@@ -76,7 +77,7 @@ def run(
         written = [file for file in plan.files if file.name not in links]
         stage = Stage(claimed, written, stop, durable=running.durable)
         with closing(stage), threadpoolctl.threadpool_limits(1, "blas"):
-            kernel, before = kernel_name(formulas), state(plan, inputs)
+            kernel, before = kernel_name(formulas, _quantizers(plan, inputs)), state(plan, inputs)
             head = Head(identity, state(plan, inputs, strict=True), kernel, division(pieces), boot_id())
             stage.open(head, pieces)
             there = stage.clone({} if running.link else whole)
@@ -127,9 +128,14 @@ def forecast(plan: Plan, inputs: Inputs, out: Path | None, running: Running | No
         n_bytes_disk=plan.n_bytes_written - linked + _small_bytes(plan, inputs),
         n_bytes_memory=memory(plan, workers),
         workers=workers,
-        kernel=kernel_name(formulas),
+        kernel=kernel_name(formulas, _quantizers(plan, inputs)),
         seconds=took,
     )
+
+
+def _quantizers(plan: Plan, inputs: Inputs) -> str:
+    """The libraries whose versions decide what weights are quantised to."""
+    return libraries(inputs.checkpoint.packed[op.part_of] for op in plan.operations if op.part_of)
 
 
 def _shards(inputs: Inputs) -> dict[str, Path]:

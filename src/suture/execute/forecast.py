@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from suture.errors import UsageError
 from suture.execute.kernel import working_dtype
 from suture.execute.local import count_workers
-from suture.execute.pieces import Piece, Rows, row_bytes
+from suture.execute.pieces import Piece, computed_bytes
 from suture.execute.staging import CHUNK_BYTES
 from suture.factors import KEPT_BYTES
 from suture.formats.dtypes import DTYPES
@@ -19,16 +19,28 @@ from suture.values import Operation, Plan, Running
 # Measured: Python with numpy and Suture's modules; of each tensor its name, its places and its header's text.
 PROCESS_BYTES = 44 << 20
 TENSOR_BYTES = 6 << 10
+QUANTISER_BYTES = 450 << 20  # torch and bitsandbytes
+QUANTISER_ITEM = 24  # bytes a value, while a block is quantised
 START_SECONDS = 0.3
 CHECKING = 1.15  # the sampled verification, as a share of the merge
 
 
 def memory(plan: Plan, workers: int) -> int:
     """Bytes that a merge with so many workers holds at its peak: an upper estimate."""
-    sizes = [_of_worker(op) for op in plan.operations if op.terms]
+    sizes = [_of_worker(op.weight) + _held(op) for op in plan.operations if op.terms or op.part_of]
     worker = CHUNK_BYTES + max(sizes, default=0)
     cut_finely = any(len(op.terms) > 1 for op in plan.operations)
-    return PROCESS_BYTES + len(plan.operations) * TENSOR_BYTES + workers * worker + cut_finely * KEPT_BYTES
+    quantises = any(op.part_of for op in plan.operations)
+    fixed = PROCESS_BYTES + cut_finely * KEPT_BYTES + quantises * QUANTISER_BYTES
+    return fixed + len(plan.operations) * TENSOR_BYTES + workers * worker
+
+
+def _held(op: Operation) -> int:
+    """What a quantised weight takes besides: all of its parts, and the quantiser's arrays for a block."""
+    if not op.part_of:
+        return 0
+    rows = min(op.weight.rows, 2 * op.block_rows)
+    return op.source.tensor.n_values * 5 // 4 + QUANTISER_ITEM * rows * op.weight.cols
 
 
 def _of_worker(op: Operation) -> int:
@@ -75,7 +87,7 @@ def seconds(pieces: Iterable[Piece], rates: Rates, workers: int) -> float:
     """How long a merge takes at these rates."""
     work = n_bytes = 0.0
     for piece in pieces:
-        computed = sum((step.stop - step.start) * row_bytes(step.op) for step in piece.steps if isinstance(step, Rows))
+        computed = sum(map(computed_bytes, piece.steps))
         work += computed * rates.computed + (piece.n_bytes - computed) * rates.copied
         n_bytes += piece.n_bytes
     return START_SECONDS + max(work / workers * CHECKING, n_bytes * rates.synced)

@@ -35,9 +35,11 @@ def check_inputs(plan: Plan, inputs: Inputs) -> None:
     Raises:
         InputChanged: they differ, or a file is gone.
     """
+    stored = inputs.checkpoint.stored
     for op in plan.operations:
         tensor = op.source.tensor
-        if inputs.tensors(op.source.origin).get(tensor.name) != tensor:
+        held = stored if op.source.origin == "base" and tensor.is_stored else inputs.tensors(op.source.origin)
+        if held.get(tensor.name) != tensor:
             _changed(f"{tensor.file}: {tensor.name}", "the tensor is not where the plan says, or not of that shape")
     for path, size in _sizes(inputs):
         found = _size(path)

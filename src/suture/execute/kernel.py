@@ -13,6 +13,7 @@ from suture import compiled
 from suture.errors import FormatError, InputError, SutureError
 from suture.execute.inputs import Inputs
 from suture.execute.pieces import Rows, row_bytes
+from suture.execute.requantize import quantized
 from suture.factors import FactorReader, cut_rows
 from suture.formats import TensorReader
 from suture.formats.dtypes import DTYPES, Array, compute_dtype, from_float, to_float
@@ -59,6 +60,7 @@ class Kernel:
         self._formulas = formulas
         self._buffers: dict[str, Array] = {}
         self._prepared: dict[tuple[str, int], Factors] = {}
+        self._parts: tuple[str, Mapping[str, Array]] = "", {}
 
     def run(self, step: Rows) -> Iterator[tuple[int, Array]]:
         """Of each block, the offset in the output file and the stored values, valid until the next block."""
@@ -70,6 +72,13 @@ class Kernel:
             by_formulas = self._by_formulas(step.op, block, terms, formulas) if formulas else None
             values = self._block(step.op, block, terms) if by_formulas is None else by_formulas
             yield step.op.begin + block.start * row_bytes(step.op), values
+
+    def part(self, op: Operation) -> Array:
+        """A part of a weight that is quantised again. Those of the last weight are kept."""
+        if self._parts[0] != op.part_of:
+            self._parts = "", {}
+            self._parts = op.part_of, quantized(op, self.readers["base"], self.run)
+        return self._parts[1][op.tensor]
 
     def _by_formulas(self, op: Operation, block: slice, terms: list[Bound], formulas: Formulas) -> Array:
         """A block by the formulas: each run of rows with the same terms in one pass a term."""
@@ -189,6 +198,7 @@ def check_computable(plan: Plan, inputs: Inputs) -> None:
     for op in plan.operations:
         if op.is_copy:
             continue
+        op = op.weight
         where = f"{op.source.tensor.file}: {op.tensor}"
         _require_computable(op.source.tensor.dtype, where)
         _require_computable(op.dtype, where)

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from suture.errors import Interrupted, SutureError
 from suture.execute.kernel import Kernel
-from suture.execute.pieces import Piece, Rows, Span
+from suture.execute.pieces import Part, Piece, Rows, Span, Step
 from suture.execute.prefix import Hash
 from suture.execute.staging import CHUNK_BYTES, Stage
 from suture.execute.stop import Stop
@@ -76,8 +76,8 @@ class Worker:
         for file in self._hashes:
             self._settle(file)
 
-    def _step(self, file: str, step: Span | Rows) -> None:
-        self.at = f"{file}: {step.op.tensor if isinstance(step, Rows) else step.source.name}"
+    def _step(self, file: str, step: Step) -> None:
+        self.at = f"{file}: {step.source.name if isinstance(step, Span) else step.op.tensor}"
         for offset, data in stored(step, self._kernel, self._chunk):
             self._write(file, offset, data)
 
@@ -92,11 +92,14 @@ class Worker:
             self._stage.sync(file, self._hashes[file].hexdigest())
 
 
-def stored(step: Span | Rows, kernel: Kernel, buffer: memoryview) -> Iterator[tuple[int, memoryview]]:
+def stored(step: Step, kernel: Kernel, buffer: memoryview) -> Iterator[tuple[int, memoryview]]:
     """What a step writes: offsets in the output file, and bytes that are valid until the next ones."""
     if isinstance(step, Rows):
         for offset, values in kernel.run(step):
             yield offset, values.reshape(-1).view("u1").data
+        return
+    if isinstance(step, Part):
+        yield step.op.begin, kernel.part(step.op).reshape(-1).view("u1").data
         return
     reader = kernel.readers[step.origin]
     for done in range(0, step.source.n_bytes, len(buffer)):

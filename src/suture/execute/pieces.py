@@ -12,6 +12,7 @@ from suture.errors import FormatError
 from suture.execute.receipt import RECEIPT
 from suture.formats.dtypes import DTYPES
 from suture.planning.layout import blocks
+from suture.planning.layout import n_bytes as n_bytes_of
 from suture.values import Operation, Origin, OutputFile, Plan, TensorInfo
 
 PIECE_BYTES = 8 << 20
@@ -51,7 +52,19 @@ class Rows:
             yield slice(self.start + block.start, self.start + block.stop)
 
 
-Step: TypeAlias = Span | Rows
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a weight that is quantised, whole."""
+
+    op: Operation
+
+    @property
+    def end(self) -> int:
+        """Where it ends in the output file."""
+        return self.op.end
+
+
+Step: TypeAlias = Span | Rows | Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +155,7 @@ def _steps(file: OutputFile, operations: Iterable[Operation]) -> Iterator[Step]:
         if op.begin != at or op.end < op.begin:
             raise _malformed(op, f"it begins at byte {op.begin:,} of {op.file}, where byte {at:,} is due")
         at = op.end
-        yield from _copy_steps(op) if op.is_copy else _row_steps(op)
+        yield from _copy_steps(op) if op.is_copy else _part_steps(op) if op.part_of else _row_steps(op)
     if at != file.n_bytes:
         raise FormatError(f"the tensors end at byte {at:,}", where=file.name, expected=f"{file.n_bytes:,} bytes")
 
@@ -173,8 +186,24 @@ def _row_steps(op: Operation) -> Iterator[Rows]:
             start = block.stop
 
 
+def _part_steps(op: Operation) -> Iterator[Part]:
+    n_bytes, weight = n_bytes_of(op.dtype, op.shape), op.weight
+    if op.end - op.begin != n_bytes:
+        raise _malformed(op, f"{op.end - op.begin:,} bytes for {op.dtype} {list(op.shape)}")
+    if not 0 < op.block_rows <= weight.rows or op.source.row:
+        raise _malformed(op, f"blocks of {op.block_rows:,} rows of a weight that has {weight.rows:,}")
+    yield Part(op)
+
+
 def _size(step: Step) -> int:
-    return step.source.n_bytes if isinstance(step, Span) else (step.stop - step.start) * row_bytes(step.op)
+    return step.source.n_bytes if isinstance(step, Span) else computed_bytes(step)
+
+
+def computed_bytes(step: Step) -> int:
+    """Bytes that a step computes; 0 for one that copies."""
+    if isinstance(step, Part):
+        return step.op.end - step.op.begin
+    return (step.stop - step.start) * row_bytes(step.op) if isinstance(step, Rows) else 0
 
 
 def _check_names(plan: Plan) -> None:

@@ -12,7 +12,7 @@ from suture.execute.forecast import Rates
 from suture.execute.inputs import Inputs
 from suture.execute.kernel import Formulas, Kernel
 from suture.execute.local import stored
-from suture.execute.pieces import Piece, Rows
+from suture.execute.pieces import Piece, computed_bytes
 from suture.execute.staging import CHUNK_BYTES
 from suture.factors import FactorReader
 from suture.formats import TensorReader
@@ -27,8 +27,8 @@ def probe(pieces: Sequence[Piece], inputs: Inputs, folder: Path, formulas: Formu
     Raises:
         InputError: an input cannot be read. OSError: nothing can be written there.
     """
-    computed = [p for p in pieces if any(isinstance(s, Rows) for s in p.steps)][:N_PIECES]
-    copied = [p for p in pieces if not any(isinstance(s, Rows) for s in p.steps)][:N_PIECES]
+    computed = [p for p in pieces if any(map(computed_bytes, p.steps))][:N_PIECES]
+    copied = [p for p in pieces if not any(map(computed_bytes, p.steps))][:N_PIECES]
     with (
         tempfile.TemporaryFile(dir=folder, buffering=0) as file,
         TensorReader.of(inputs.checkpoint) as base,

@@ -23,8 +23,12 @@ RECEIPT = "suture_receipt.json"
 SCHEMA = 1
 
 
-def kernel_name(formulas: object = None) -> str:
-    """Library, version and core of what rounds: BLAS adds in another order on another core, and so does a device."""
+def kernel_name(formulas: object = None, quantizers: str = "") -> str:
+    """Library, version and core of what rounds: BLAS adds in another order on another core, and so does a device.
+
+    Args:
+        quantizers: the libraries that quantise what the kernel has computed.
+    """
     found = [
         " ".join(str(lib[key]) for key in ("internal_api", "version", "architecture") if lib.get(key))
         for lib in sorted(threadpoolctl.threadpool_info(), key=lambda lib: str(lib["filepath"]))
@@ -33,7 +37,8 @@ def kernel_name(formulas: object = None) -> str:
     own = "" if compiled.why_not() else f"fused {compiled.VERSION}, "
     if isinstance(formulas, Device):
         own = f"{formulas.name}, "
-    return f"{own}numpy {np.__version__}, {found[0] if found else _built_with()}"
+    after = f", {quantizers}" if quantizers else ""
+    return f"{own}numpy {np.__version__}, {found[0] if found else _built_with()}{after}"
 
 
 @dataclass(frozen=True, slots=True)

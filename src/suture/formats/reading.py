@@ -30,7 +30,8 @@ class TensorReader:
 
     def __init__(self, folder: Path, packed: Mapping[str, Packed] | None = None) -> None:
         self._folder = folder
-        self._decoder = Decoder(packed or {}, self.read_into)
+        self.packed = packed or {}
+        self._decoder = Decoder(self.packed, self.read_into)
         self._files: dict[str, OpenFile] = {}
         self._lock = threading.Lock()
         self._closed = False

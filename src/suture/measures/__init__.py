@@ -19,9 +19,10 @@ from suture.measures.moves import Broken, Move, Turn, is_measured, is_scanned, i
 from suture.measures.new_rows import NewRows, new_rows
 from suture.measures.places import Places, places
 from suture.measures.sampling import Files
+from suture.measures.survival import Survival, survival
 from suture.values import Adapter, Arch, Checkpoint, Operation, Resolved, TensorInfo
 
-__all__ = ["Apart", "Broken", "Measures", "Move", "NewRows", "Places", "Turn", "measure"]
+__all__ = ["Apart", "Broken", "Measures", "Move", "NewRows", "Places", "Survival", "Turn", "measure", "survival"]
 
 BLOCK_VALUES = 1 << 20
 

@@ -68,12 +68,7 @@ def move(op: Operation, files: Files) -> tuple[Move, Broken]:
     shares: list[Array] = []
     for rows in stripes(op.rows):
         w = files.source(op, rows)
-        v = w.copy()
-        for term in op.terms:
-            low, high = max(term.start, rows.start), min(term.stop, rows.stop)
-            if low < high:
-                here = slice(low - rows.start, high - rows.start)
-                shares += _apply(v, w, here, cut_rows(term, METHODS[term.method].axes, low, high), files)
+        v = changed(op, w, rows, files, shares)
         written = _written(v, op)
         base += float(np.square(w).sum())
         update += float(np.square(v - w).sum())
@@ -81,6 +76,19 @@ def move(op: Operation, files: Files) -> tuple[Move, Broken]:
         counts += _counts(w, written)
     magnitude = float(np.median(np.concatenate(shares))) if shares else None
     return Move(op.tensor, op.dtype, base**0.5, update**0.5, lost**0.5, magnitude), _broken(op, counts)
+
+
+def changed(op: Operation, w: Array, rows: slice, files: Files, shares: list[Array] | None = None) -> Array:
+    """Rows w of a matrix that `is_measured`, after its terms; DoRA puts each row's |m / ‖W‖ − 1| into `shares`."""
+    v = w.copy()
+    for term in op.terms:
+        low, high = max(term.start, rows.start), min(term.stop, rows.stop)
+        if low < high:
+            here = slice(low - rows.start, high - rows.start)
+            found = _apply(v, w, here, cut_rows(term, METHODS[term.method].axes, low, high), files)
+            if shares is not None:
+                shares += found
+    return v
 
 
 def turn(op: Operation, files: Files) -> Turn:

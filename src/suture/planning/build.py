@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from suture.formats.dtypes import DTYPES
-from suture.planning import cut, layout
+from suture.planning import cut, layout, requantize
 from suture.planning.config_patch import generated_texts
 from suture.values import (
     Arch,
@@ -44,7 +44,7 @@ class Draft:
     problems: tuple[Problem, ...]
 
 
-def build_plan(
+def build_plan(  # noqa: PLR0913 - what was read, decided, and chosen
     checkpoint: Checkpoint,
     draft: Draft,
     settled: Settled,
@@ -59,7 +59,11 @@ def build_plan(
         notes: decisions that were made before.
     """
     assert not draft.problems
-    laid = lay_out(checkpoint, draft.operations)
+    operations, decoded = draft.operations, _decoded_notes(checkpoint)
+    if options.output == "same":
+        operations = requantize.stored_operations(checkpoint, operations)
+        checkpoint, decoded = checkpoint.as_stored, requantize.notes(checkpoint, operations)
+    laid = lay_out(checkpoint, operations)
     texts = generated_texts(checkpoint, laid, settled.tie_flags, options)
     return Plan(
         schema=SCHEMA,
@@ -71,7 +75,7 @@ def build_plan(
         texts=texts,
         side_files=tuple(f for f in sides.files if f.name not in texts),
         untied=tuple(u.members for u in settled.untied),
-        notes=(*notes, *settled.notes, *sides.notes, *_decoded_notes(checkpoint), *_cast_notes(laid.operations)),
+        notes=(*notes, *settled.notes, *sides.notes, *decoded, *_cast_notes(laid.operations)),
     )
 
 

@@ -76,6 +76,14 @@ def _replace_dtype(config: dict[str, Any], dtype: str) -> None:
             _replace_dtype(value, dtype)
 
 
+def _n_parameters(checkpoint: Checkpoint, laid: Layout, before: object) -> object:
+    """How many values the model has. The number of codes does not tell: it is what the base says, and growth."""
+    n_values = sum(op.rows * op.cols for op in laid.operations)
+    if isinstance(before, int) and any(op.part_of for op in laid.operations):
+        return before + n_values - sum(tensor.n_values for tensor in checkpoint.tensors.values())
+    return n_values
+
+
 def index_of(checkpoint: Checkpoint, laid: Layout) -> Mapping[str, Any] | None:
     """The index of an output that needs one, or whose base has one; None for a single file without."""
     one_by_one = {operation.file for operation in laid.operations} == {SINGLE}
@@ -84,7 +92,7 @@ def index_of(checkpoint: Checkpoint, laid: Layout) -> Mapping[str, Any] | None:
     total = sum(op.end - op.begin for op in laid.operations)
     metadata = {**checkpoint.index_metadata, "total_size": total}
     if "total_parameters" in metadata:
-        metadata["total_parameters"] = sum(op.rows * op.cols for op in laid.operations)
+        metadata["total_parameters"] = _n_parameters(checkpoint, laid, metadata["total_parameters"])
     return {
         "metadata": metadata,
         "weight_map": {op.tensor: op.file for op in sorted(laid.operations, key=lambda o: o.tensor)},

@@ -90,6 +90,7 @@ def _place(members: list[Operation], metadata: Mapping[str, str]) -> tuple[bytes
     placed, begin = [], len(header)
     for op in members:
         end = begin + n_bytes(op.dtype, op.shape)
-        placed.append(replace(op, begin=begin, end=end, block_rows=block_rows(op.rows, op.cols)))
+        size = op.block_rows if op.part_of else block_rows(op.rows, op.cols)
+        placed.append(replace(op, begin=begin, end=end, block_rows=size))
         begin = end
     return header, placed

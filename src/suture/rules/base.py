@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from suture.beside import Beside
-from suture.measures import Measures
+from suture.measures import Measures, Survival
 from suture.model_folder import ModelFolder
 from suture.planning import Draft
 from suture.run_folder import RunFolder
@@ -48,6 +48,7 @@ class Case:
     base_fingerprint: str | None = None  # of the base's sampled bytes; None when only headers were read
     adapter_sha256: str | None = None  # of the adapter's weight file; None as above
     measures: Measures | None = None  # base and adapter together; only of `check --deep`
+    survival: tuple[Survival, ...] = ()  # of updates in weights that are quantised again; empty as above
 
 
 @dataclass(frozen=True, slots=True)

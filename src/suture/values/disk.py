@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,13 @@ class Checkpoint:
             return self.tensors
         plain = {name: tensor for name, tensor in self.tensors.items() if name not in self.packed}
         return plain | {part.name: part for packed in self.packed.values() for part in packed.parts.values()}
+
+    @property
+    def as_stored(self) -> Checkpoint:
+        """The checkpoint as its files hold it: a packed weight is the tensors that it is stored in."""
+        if self.quantization is None:
+            return self
+        return replace(self, config=self.quantization.config, tensors=self.stored, packed={}, quantization=None)
 
     @property
     def n_bytes(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from suture.values.disk import TensorInfo
@@ -14,7 +14,8 @@ TiedPolicy = Literal["auto", "untie", "keep", "refuse"]
 TokenizerPolicy = Literal["auto", "base", "adapter"]
 OntoPolicy = Literal["auto", "original", "dequantized"]
 Origin = Literal["base", "adapter"]
-Why = Literal["copy", "cast", "dequantize", "merge", "replace", "untie"]
+OutputPolicy = Literal["dense", "same"]
+Why = Literal["copy", "cast", "dequantize", "merge", "replace", "requantize", "untie"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class Options:
     dtype: str | None = None  # of the merged model, e.g. "F32"; None keeps each tensor's own
     onto: OntoPolicy = "auto"  # auto: what BASE's weights are, or stand for
     trained_on: str | None = None  # how the base was quantised in training: see `formats.quantized.as_trained.FORMS`
+    output: OutputPolicy = "dense"  # same: weights that are quantised in BASE are quantised in the merged model too
     tokenizer: TokenizerPolicy = "auto"  # auto: the adapter's when it extends the base's
     ignore: tuple[str, ...] = ()  # rule codes whose findings do not stop the merge, where the rule allows it
 
@@ -44,6 +46,9 @@ class Operation:
 
     The tensor is handled as a matrix of `cols` columns in blocks of `block_rows` rows; the last block takes the tail
     (so it has between block_rows and 2·block_rows − 1 rows, or all rows of a tensor smaller than a block).
+
+    A `part_of` a packed weight is what a quantiser makes of the weight that the source and the terms give, unrounded:
+    codes, or scales. Then terms, source and block_rows are those of that weight, see `weight`.
     """
 
     tensor: str
@@ -57,6 +62,7 @@ class Operation:
     file: str
     begin: int  # absolute, in the output file
     end: int
+    part_of: str = ""  # the weight that is quantised, by its name in the model
 
     @property
     def rows(self) -> int:
@@ -66,7 +72,24 @@ class Operation:
     @property
     def is_copy(self) -> bool:
         """True when the output's bytes are the source's bytes."""
-        return not self.terms and self.dtype == self.source.tensor.dtype
+        return not self.part_of and not self.terms and self.dtype == self.source.tensor.dtype
+
+    @property
+    def weight(self) -> Operation:
+        """What a part is quantised from: the whole weight in float32, which is not written. All else is itself."""
+        if not self.part_of:
+            return self
+        shape = self.source.tensor.shape
+        return replace(
+            self,
+            tensor=self.part_of,
+            dtype="F32",
+            shape=shape,
+            cols=shape[-1],
+            begin=0,
+            end=4 * self.source.tensor.n_values,
+            part_of="",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from suture.values import Adapter, Check, Checkpoint, Plan, Verdict
 from suture.verification import hashes, reading
 from suture.verification.compare import Manner, Progress
 from suture.verification.replay import check_folder, replay, replay_adapter
-from suture.verification.rounding import FORMATS
+from suture.verification.rounding import FORMATS, QUANTIZED
 from suture.verification.structure import check_planned
 
 if TYPE_CHECKING:
@@ -71,7 +71,9 @@ def _with_check(verdict: Verdict, check: Check) -> Verdict:
 
 
 def _coarsest(plan: Plan, folder: Path) -> str:
-    """The dtype with the fewest bits among the tensors that the merge computed, as they are stored."""
+    """The dtype with the fewest bits among the tensors that the merge computed, as they are stored; or QUANTIZED."""
+    if any(op.part_of for op in plan.operations):
+        return QUANTIZED
     stored = reading.read_folder(folder, (file.name for file in plan.files)).tensors
     computed = (op.tensor for op in plan.operations if not op.is_copy)
     dtypes = {stored[name].dtype for name in computed if name in stored} & FORMATS.keys()

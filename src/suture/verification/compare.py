@@ -12,7 +12,7 @@ from typing import TypeAlias
 from threadpoolctl import threadpool_limits
 
 from suture.values import Check, Operation, Plan, TensorInfo, TensorVerdict
-from suture.verification import judge
+from suture.verification import judge, requantized
 from suture.verification.expect import Inputs
 from suture.verification.judge import Subject, Tally
 from suture.verification.reading import FLOATS
@@ -78,6 +78,9 @@ def _judge(subject: Subject, manner: Manner, siblings: list[Operation]) -> _Outc
     verdict = judge.unjudgeable(subject, strict=manner.strict)
     if verdict is not None:
         return _Outcome(subject, Tally(), verdict)
+    if operation.part_of:
+        tally = requantized.compare_part(subject, full=manner.full)
+        return _Outcome(subject, tally, requantized.verdict(subject, tally) if tally.n_wrong else None)
     others = [s for s in siblings if s.tensor != operation.tensor]
     if judge.is_byte_copy(subject):
         tally = judge.compare_bytes(subject, full=manner.full)

@@ -135,5 +135,6 @@ def _row_change(op: Operation, checkpoint: Checkpoint) -> tuple[int, int] | None
 def _quantization(planned: Json, config: Json) -> Check:
     key = "quantization_config"
     found, wanted = at_every_level(config, key), at_every_level(planned, key)
-    extra = ", ".join(_name(path) for path in found if path not in wanted)
-    return Check("quantization", not extra, len(found), f"{extra}: the weights are not quantised" if extra else "")
+    told = [f"{_name(path)}: the weights are not quantised" for path in found if path not in wanted]
+    told += [f"{_name(path)} is not the base's" for path in wanted if found.get(path) != wanted[path]]
+    return Check("quantization", not told, len(found), "; ".join(told))

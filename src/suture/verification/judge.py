@@ -190,7 +190,9 @@ def unjudgeable(subject: Subject, *, strict: bool) -> TensorVerdict | None:
         detail = f"shape {list(found.shape)}, planned {list(operation.shape)}"
         return TensorVerdict(operation.tensor, "shape", 0, 0, 0.0, None, detail)
     other = found.dtype != operation.dtype
-    if other and (strict or found.dtype not in FORMATS or operation.source.tensor.dtype not in FORMATS):
+    if other and (
+        strict or operation.part_of or found.dtype not in FORMATS or operation.source.tensor.dtype not in FORMATS
+    ):
         detail = f"stored as {found.dtype}, planned {operation.dtype}"
         return TensorVerdict(operation.tensor, "dtype", 0, 0, 0.0, None, detail)
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from suture.verification import feeds as feeding
 from suture.verification import reading, witness
 from suture.verification.divergence import Divergence, Logits, divergence
 from suture.verification.feeds import PROMPTS, Feed, Vocabulary
+from suture.verification.rounding import QUANTIZED
 from suture.verification.witness import Loaded, Place
 
 MAX_MEAN_KL: Mapping[str, float] = {"F64": 1e-6, "F32": 1e-6, "F16": 2e-4, "BF16": 1e-2}
@@ -66,7 +67,7 @@ def logits(
     with witness.quiet():
         unmerged = _unmerged(checkpoint, adapter, merged, settings, f"peft {version}")
         gc.collect()
-        model = _load_merged(merged, place, unmerged.base)
+        model = _load_merged(merged, place, unmerged.base, checkpoint)
         found = [divergence(p, _same_shape(p, witness.run(model, f.arguments))) for p, f in _pairs(unmerged)]
     return _report(unmerged, found, settings)
 
@@ -138,14 +139,18 @@ def _tokens(folder: Path) -> set[int]:
     return ids | {i for i in more.values() if isinstance(i, int)}
 
 
-def _load_merged(folder: Path, place: Place, base: Loaded) -> Any:
-    """The merged model; its files must give what the base's files gave, and nothing that the class does not want.
+def _load_merged(folder: Path, place: Place, base: Loaded, checkpoint: Checkpoint) -> Any:
+    """The merged model, dequantised as the base was where it kept its form.
+
+    Its files must give what the base's files gave, and nothing that the class does not want.
 
     Raises:
         SutureError: a parameter has no tensor, or a tensor no parameter.
     """
     config = reading.read_json(folder / "config.json") or {}
-    merged = witness.load(folder, config, place)
+    kept = checkpoint.quantization is not None and config.get("quantization_config")
+    form = replace(checkpoint, folder=folder)
+    merged = witness.load_base(form, place) if kept else witness.load(folder, config, place)
     for what, names in (
         ("parameters that no file gives", merged.missing - base.missing),
         ("tensors that the model class does not know", merged.unexpected - base.unexpected),
@@ -194,7 +199,12 @@ def logits_check(report: LogitsReport, stored_dtype: str) -> Check:
     The limits are thirty to forty times as much, for models that amplify errors. As such a bound alone would pass a
     small update that is missing, the merged model must also be no farther from base + adapter than half the way to the
     base, unless the way itself is within the limit.
+
+    Weights that were quantised again have no such bound: what their steps take from the update, N512 has told. They
+    must be nearer to base + adapter than the base is.
     """
+    if stored_dtype == QUANTIZED:
+        return _quantized_check(report)
     precise = report.dtype in ("float32", "float64")
     limit = MAX_MEAN_KL[stored_dtype] if precise else MAX_MEAN_KL["BF16"]
     exact = limit <= MAX_MEAN_KL["F32"]
@@ -211,3 +221,9 @@ def logits_check(report: LogitsReport, stored_dtype: str) -> Check:
         told.append(f"not clearly nearer to base + adapter than the base is ({report.kl_to_base:.2g} nats)")
     right = f"mean KL {report.mean_kl:.2g} nats; {report.kl_to_base:.2g} to the bare base ({report.witness})"
     return Check("logits", not told, report.n_positions, "; ".join(told) or right)
+
+
+def _quantized_check(report: LogitsReport) -> Check:
+    right = f"mean KL {report.mean_kl:.2g} nats; {report.kl_to_base:.2g} to the bare base ({report.witness})"
+    nearer = report.mean_kl < report.kl_to_base
+    return Check("logits", nearer, report.n_positions, right if nearer else f"no nearer than the base: {right}")

@@ -122,7 +122,7 @@ def _may_tie(config: Json) -> bool:
 
 
 def _holds(subject: Subject) -> bool:
-    if judge.unjudgeable(subject, strict=False) is not None:
+    if judge.unjudgeable(subject, strict=False) is not None or subject.operation.part_of:
         return False
     if judge.is_byte_copy(subject):
         return judge.compare_bytes(subject, full=False).n_wrong == 0

@@ -55,10 +55,15 @@ def check_folder(
         *before,
         *structure.check(folder, stored, frozenset(side.name for side in plan.side_files)),
         named,
-        *configs.check(plan, checkpoint, folder, stored.tensors),
+        *configs.check(plan, _written(plan, checkpoint), folder, stored.tensors),
         *values,
     )
     return _verdict(checks, wrong)
+
+
+def _written(plan: Plan, checkpoint: Checkpoint) -> Checkpoint:
+    """The base in the form that the plan writes: dense, or as it is stored."""
+    return checkpoint.as_stored if plan.options.output == "same" else checkpoint
 
 
 def _compare(

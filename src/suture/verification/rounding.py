@@ -14,6 +14,7 @@ Mask = npt.NDArray[np.bool_]
 
 _EXPONENT = np.uint64(0x7FF0_0000_0000_0000)
 FLOAT32_UNIT = 2.0**-24  # the largest relative error of one float32 operation
+QUANTIZED = "quantised"  # in the place of a dtype: weights whose rounding has no bound that a format gives
 
 
 @dataclass(frozen=True, slots=True)

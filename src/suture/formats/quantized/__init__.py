@@ -19,7 +19,7 @@ from suture.formats.model_config import at_every_level
 from suture.formats.quantized.base import Dense, Given, Read, Rows, Scheme
 from suture.values import Checkpoint, Json, Packed, Quantization, TensorInfo
 
-__all__ = ["Dense", "Given", "Read", "Rows", "Scheme", "is_known", "open_rows", "unpack"]
+__all__ = ["Dense", "Given", "Read", "Rows", "Scheme", "is_known", "open_rows", "scheme_of", "unpack"]
 
 KEY = "quantization_config"
 # quant_method of the config → the files of this folder that know its weights.
@@ -34,7 +34,7 @@ METHODS: Mapping[str, tuple[str, ...]] = {
 
 def open_rows(info: TensorInfo, packed: Packed, read: Read) -> Rows:
     """A function that decodes rows of a dense tensor: see `Scheme.open`."""
-    return _scheme(packed.scheme).open(info, packed, read)
+    return scheme_of(packed.scheme).open(info, packed, read)
 
 
 def is_known(config: Json) -> bool:
@@ -60,7 +60,7 @@ def unpack(checkpoint: Checkpoint, read: Read) -> Checkpoint:
         )
     [(method, settings)] = methods.items()
     given = Given(checkpoint.tensors, settings, _dtype(checkpoint.config), read)
-    schemes = [_scheme(name) for name in METHODS[method]]
+    schemes = [scheme_of(name) for name in METHODS[method]]
     found: dict[str, Dense] = {}
     for scheme in schemes:
         found |= scheme.find(given)
@@ -78,7 +78,7 @@ def unpack(checkpoint: Checkpoint, read: Read) -> Checkpoint:
     )
 
 
-def _scheme(name: str) -> Scheme:
+def scheme_of(name: str) -> Scheme:
     """The scheme of a file of this folder; none is imported before it is needed."""
     scheme: Scheme = importlib.import_module(f"{__name__}.{name}").SCHEME
     return scheme

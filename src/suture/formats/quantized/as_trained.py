@@ -6,16 +6,15 @@ Each weight is quantised whole, as the loader does it; then rows are decoded as 
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import numpy as np
 
-from suture.errors import MissingExtra
 from suture.formats.dtypes import DTYPES, Array
 from suture.formats.files import Buffer, bytes_of
 from suture.formats.quantized import bitsandbytes4, bitsandbytes8
 from suture.formats.quantized.base import Dense, Given, Read, Rows, Scheme, dense, whole
+from suture.formats.quantized.bitsandbytes_encode import library
 from suture.values import Json, Packed, TensorInfo
 
 FORMS = ("nf4", "nf4-nested", "fp4", "fp4-nested", "int8")
@@ -73,14 +72,7 @@ def _eight(weight: Any) -> tuple[dict[str, Array], Json]:
 
 
 def _library() -> Any:
-    # At its import bitsandbytes tells how its CPU code for 4 bits could be faster; nothing here uses that.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    try:
-        import bitsandbytes.functional
-    except ImportError as error:
-        found = "the package bitsandbytes is not installed, which quantises as training did"
-        raise MissingExtra(found, do="pip install 'suture[train]', or merge with --onto original.") from error
-    return bitsandbytes.functional
+    return library("which quantises as training did", "merge with --onto original")
 
 
 def _kind(x: Array) -> tuple[str, tuple[int, ...]]:

@@ -46,6 +46,29 @@ class Given:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
+Parts: TypeAlias = Mapping[str, tuple[int, Array]]  # by role: the number of the first item, and the items
+Encode: TypeAlias = Callable[[int, Array], Parts]
+
+
+@dataclass(frozen=True, slots=True)
+class Quantizer:
+    """How weights of a scheme are quantised anew, in the form that they have.
+
+    Attributes:
+        roles: the parts that change; maps, settings and scales of inputs stay.
+        granule: (dense tensor, its parts) → how many rows need no others: runs of rows are quantised that begin at a
+            multiple of it and end at one, or at the last row.
+        open: (dense tensor, its parts, read) → a function of the first row of a run, and its values as float32, that
+            gives what the run is stored as. Several threads call it at once.
+        library: the package that quantises; its version decides the bytes. Empty where the formula does.
+    """
+
+    roles: tuple[str, ...]
+    granule: Callable[[TensorInfo, Packed], int]
+    open: Callable[[TensorInfo, Packed, Read], Encode]
+    library: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Scheme:
     """One way to store weights in few bits.
@@ -58,12 +81,14 @@ class Scheme:
             as a matrix with the columns of its last axis, in the storage type of its dtype: the values that the
             scheme's own library computes, in the dtype that it computes them in. Several threads call it at once.
         words: what the config's settings mean, for people.
+        quantizer: quantises weights; None where nobody has written it.
     """
 
     name: str
     find: Callable[[Given], Mapping[str, Dense]]
     open: Callable[[TensorInfo, Packed, Read], Rows]
     words: Callable[[Json], str]
+    quantizer: Quantizer | None = None
 
 
 def dense(name: str, dtype: str, shape: tuple[int, ...], packed: Packed, main: str) -> Dense:

@@ -21,6 +21,7 @@ import numpy as np
 from suture import compiled
 from suture.formats.dtypes import DTYPES, Array, from_float
 from suture.formats.quantized.base import Dense, Given, Read, Rows, Scheme, dense, malformed, part, whole
+from suture.formats.quantized.bitsandbytes_encode import FOUR_BITS
 from suture.values import Json, Packed, TensorInfo
 
 STATE = ".quant_state.bitsandbytes__"
@@ -166,4 +167,4 @@ def words(settings: Json) -> str:
     return f"bitsandbytes {kind}" + (", nested scales" if settings.get("bnb_4bit_use_double_quant") else "")
 
 
-SCHEME = Scheme("bitsandbytes4", find, open_rows, words)
+SCHEME = Scheme("bitsandbytes4", find, open_rows, words, FOUR_BITS)

@@ -15,6 +15,7 @@ import numpy as np
 
 from suture.formats.dtypes import Array
 from suture.formats.quantized.base import Dense, Given, Read, Rows, Scheme, dense, malformed, part, some_rows, whole
+from suture.formats.quantized.bitsandbytes_encode import EIGHT_BITS
 from suture.values import Json, Packed, TensorInfo
 
 _SCALE = np.float32(7.874015718698502e-3)  # 1 / 127, as the library writes it
@@ -59,4 +60,4 @@ def words(settings: Json) -> str:
     return "bitsandbytes int8"
 
 
-SCHEME = Scheme("bitsandbytes8", find, open_rows, words)
+SCHEME = Scheme("bitsandbytes8", find, open_rows, words, EIGHT_BITS)

@@ -25,8 +25,8 @@ class Decoder:
     """
 
     def __init__(self, packed: Mapping[str, Packed], read: Read) -> None:
-        self._packed = packed
-        self._read = read
+        self.packed = packed
+        self.read = read
         self._opened = threading.local()
 
     def read_into(self, info: TensorInfo, offset: int, buffer: memoryview) -> None:
@@ -47,7 +47,7 @@ class Decoder:
         if kept is None:
             kept = self._opened.rows = OrderedDict()
         if info.name not in kept:
-            kept[info.name] = open_rows(info, self._packed[info.name], self._read)
+            kept[info.name] = open_rows(info, self.packed[info.name], self.read)
         kept.move_to_end(info.name)
         while len(kept) > KEPT:
             kept.popitem(last=False)

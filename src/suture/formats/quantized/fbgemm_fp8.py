@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from suture.formats.quantized import scaled_blocks
+from suture.formats.quantized import scaled_blocks, scaled_blocks_encode
 from suture.formats.quantized.base import Dense, Given, Scheme, dense, malformed, part
 from suture.formats.quantized.small_floats import require_scales
 from suture.values import Json, Packed, TensorInfo
@@ -50,4 +50,4 @@ def words(settings: Json) -> str:
     return "FBGEMM FP8, a scale for each output"
 
 
-SCHEME = Scheme("fbgemm_fp8", find, scaled_blocks.open_rows, words)
+SCHEME = Scheme("fbgemm_fp8", find, scaled_blocks.open_rows, words, scaled_blocks_encode.QUANTIZER)

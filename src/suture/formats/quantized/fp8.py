@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping
 
 from suture.errors import FormatError
-from suture.formats.quantized import scaled_blocks
+from suture.formats.quantized import scaled_blocks, scaled_blocks_encode
 from suture.formats.quantized.base import Dense, Given, Scheme, Tensors, dense, malformed, settings_of
 from suture.formats.quantized.small_floats import FLOAT8, SCALES
 from suture.values import Json, Packed, TensorInfo
@@ -119,4 +119,4 @@ def words(settings: Json) -> str:
     return "FP8, " + ("one scale a weight" if block is None else f"blocks of {block[0]} × {block[1]}")
 
 
-SCHEME = Scheme("fp8", find, scaled_blocks.open_rows, words)
+SCHEME = Scheme("fp8", find, scaled_blocks.open_rows, words, scaled_blocks_encode.QUANTIZER)

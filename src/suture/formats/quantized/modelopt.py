@@ -19,7 +19,7 @@ import numpy as np
 
 from suture.errors import FormatError
 from suture.formats.dtypes import DTYPES, Array
-from suture.formats.quantized import scaled_blocks
+from suture.formats.quantized import modelopt_encode, scaled_blocks
 from suture.formats.quantized.base import Dense, Given, Read, Rows, Scheme, dense, malformed, part, settings_of
 from suture.formats.quantized.small_floats import (
     fill_rows,
@@ -198,4 +198,4 @@ def words(settings: Json) -> str:
     return f"ModelOpt {_algorithm(settings)}".rstrip()
 
 
-SCHEME = Scheme("modelopt", find, open_rows, words)
+SCHEME = Scheme("modelopt", find, open_rows, words, modelopt_encode.QUANTIZER)

@@ -16,6 +16,7 @@ from functools import lru_cache
 import numpy as np
 
 from suture.formats.dtypes import DTYPES, Array
+from suture.formats.quantized import mxfp4_encode
 from suture.formats.quantized.base import Dense, Given, Read, Rows, Scheme, dense, malformed, part, some_rows
 from suture.formats.quantized.small_floats import fill_rows, require_scales, scaled_nibbles, values_of
 from suture.values import Json, Packed, TensorInfo
@@ -79,4 +80,4 @@ def words(settings: Json) -> str:
     return "MXFP4"
 
 
-SCHEME = Scheme("mxfp4", find, open_rows, words)
+SCHEME = Scheme("mxfp4", find, open_rows, words, mxfp4_encode.QUANTIZER)
