@@ -6,7 +6,6 @@ from pathlib import Path
 import gguf_cases
 import pytest
 import torch
-from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from click.testing import CliRunner
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
@@ -14,7 +13,7 @@ from tiny import VOCAB, make_base, trained
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
 from zoo_adapters import compare
 
-from suture import Options, check, dequantize, merge, verify
+from suture import Options, dequantize, merge, verify
 from suture.cli.app import app
 from suture.errors import InputError, OutputExists, UsageError
 from suture.verification.logits import LogitsSettings
@@ -168,22 +167,6 @@ def test_the_default_is_told_with_its_reason(qlora, tmp_path):
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
     receipt = merge(qlora / "org" / "plain", tmp_path / "adapter", tmp_path / "out")
     assert "merged onto BASE's own weights (--onto original), but the adapter was trained on" in receipt.notes[0]
-
-
-def test_the_distance_of_the_two_is_measured(qlora):
-    line = ["check", str(qlora / "org" / "plain"), str(qlora / "adapter"), "--deep", "--json"]
-    run = CliRunner().invoke(app, [*line, "--onto", "dequantized", "--trained-on", "nf4"])
-    data = json.loads(run.stdout)
-    [finding] = [f for f in data["findings"] if f["code"] == "A215"]
-    assert "in 14 layers" in finding["found"]
-    layer = next(x for x in data["layers"] if x["tensor"] == "model.layers.0.self_attn.q_proj.weight")
-    plain = load_file(qlora / "org" / "plain" / "model.safetensors")[layer["tensor"]]
-    codes, state = quantize_4bit(plain, blocksize=64, quant_type="nf4")
-    distance = (dequantize_4bit(codes, state).double() - plain.double()).norm().item()
-    assert layer["quantized"] == pytest.approx(distance)
-    assert layer["base"] == pytest.approx(plain.double().norm().item())
-    found = check(qlora / "org" / "plain", qlora / "adapter", deep=True)
-    assert "A215" not in {f.code for f in found}
 
 
 def test_a_gguf_file_is_a_base(tmp_path):

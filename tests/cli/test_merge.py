@@ -119,10 +119,19 @@ def test_options_reach_the_merge(run, base, adapters, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "merge", merge)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     options = ["--tied", "keep", "--dtype", "f16", "--tokenizer", "base", "--ignore", "m305", "--ignore", "N502"]
+    options += ["--onto", "dequantized", "--trained-on", "fp4-nested", "--output", "same"]
     sources = ["--adapter-name", "x", "--revision", "r1", "--adapter-revision", "r2", "--allow-pickle", "--offline"]
     how = ["--workers", 3, "--durability", "fast", "--verify", "full"]
     run("merge", base, adapters / "qv", "-o", tmp_path / "out", *options, *sources, *how)
-    assert seen["options"] == pipeline.Options("keep", "F16", "base", ("M305", "N502"))
+    assert seen["options"] == pipeline.Options(
+        tied="keep",
+        dtype="F16",
+        onto="dequantized",
+        trained_on="fp4-nested",
+        output="same",
+        tokenizer="base",
+        ignore=("M305", "N502"),
+    )
     assert seen["reading"] == pipeline.Reading("r1", "r2", "x", allow_pickle=True)
     assert (seen["running"].workers, seen["running"].durable, seen["running"].full_verify) == (3, False, True)
 
