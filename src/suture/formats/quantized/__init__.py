@@ -24,12 +24,17 @@ __all__ = ["Dense", "Given", "Read", "Rows", "Scheme", "is_known", "open_rows", 
 KEY = "quantization_config"
 # quant_method of the config → the files of this folder that know its weights.
 METHODS: Mapping[str, tuple[str, ...]] = {
+    "awq": ("awq",),
     "bitsandbytes": ("bitsandbytes4", "bitsandbytes8"),
     "fbgemm_fp8": ("fbgemm_fp8",),
     "fp8": ("fp8",),
+    "gptq": ("gptq",),
+    "hqq": ("hqq",),
     "modelopt": ("modelopt",),
     "mxfp4": ("mxfp4",),
 }
+# Classes made of Conv1D: what GPTQ stores is their weight as it is, and a square one would not tell.
+_TRANSPOSED = ("gpt2", "imagegpt", "openai-gpt", "decision_transformer", "clvp")
 
 
 def open_rows(info: TensorInfo, packed: Packed, read: Read) -> Rows:
@@ -59,6 +64,13 @@ def unpack(checkpoint: Checkpoint, read: Read) -> Checkpoint:
             f"quantised by {' and by '.join(sorted(methods))}", where="config.json", expected="one method"
         )
     [(method, settings)] = methods.items()
+    if method == "gptq" and (kind := checkpoint.config.get("model_type")) in _TRANSPOSED:
+        raise FormatError(
+            f"GPTQ of {kind}, whose layers hold their weights the other way round",
+            where="config.json",
+            expected="a class with ordinary linear layers",
+            do="Give the 16-bit original as BASE.",
+        )
     given = Given(checkpoint.tensors, settings, _dtype(checkpoint.config), read)
     schemes = [scheme_of(name) for name in METHODS[method]]
     found: dict[str, Dense] = {}
