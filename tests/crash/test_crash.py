@@ -160,7 +160,7 @@ def test_what_cannot_be_trusted_is_started_over(folder, pair, undisturbed, spoil
         case "reboot":
             monkeypatch.setattr(execute, "boot_id", lambda: "another boot")
         case "kernel":
-            monkeypatch.setattr(execute, "kernel_name", lambda _: "another kernel")
+            monkeypatch.setattr(execute, "kernel_name", lambda *_: "another kernel")
         case "input":
             os.utime(folder / "in" / "base" / "model-00001-of-00003.safetensors", ns=(1, 1))
         case "journal":

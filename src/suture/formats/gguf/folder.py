@@ -15,7 +15,6 @@ import os
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from suture.home import cache_folder
 
 SCHEMA = 1  # to be raised when what is generated changes although the versions do not
 MAX_FOLDERS = 16
-IN_USE = 24 * 3600  # seconds in which a folder that was asked for is not removed
+IN_USE = 24 * 3600  # seconds: a folder asked for that shortly before the newest one is not removed
 
 SUFFIX = ".gguf"
 _TABLE = "tensors.json"
@@ -102,14 +101,17 @@ def _publish(made: Path, target: Path) -> None:
 
 
 def _prune(root: Path, newest: Path) -> None:
-    """Remove what was used longest ago, and what a killed process left; never what a process may be reading."""
-    found = []
+    """Remove what was used longest ago, and what a killed process left; never what a process may be reading.
+
+    The newest folder, just made, tells what time it is: as the file system counts, like the others' times.
+    """
+    found, now = [], newest.stat().st_mtime
     for entry in os.scandir(root):
         with contextlib.suppress(FileNotFoundError):  # another process removes them too
             found.append((entry.stat(follow_symlinks=False).st_mtime, entry.name))
     found.sort(reverse=True)
     for n_newer, (used, name) in enumerate(found):
-        old = used < time.time() - IN_USE and name != newest.name
+        old = used < now - IN_USE and name != newest.name
         if old and (n_newer >= MAX_FOLDERS or name.startswith(".")):
             shutil.rmtree(root / name, ignore_errors=True)
 
