@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow lint types check docs table bench fuzz clean
+.PHONY: help demo test slow libraries lint types check docs table bench fuzz clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1	/' | expand -t 10
@@ -21,6 +21,16 @@ test: $(READY) ## the tests, without the slow ones
 slow: $(READY) ## the slow tests: real models, long crash tests
 	$(PYTEST) -m slow
 
+LIBRARIES := $(VENV)/libraries
+libraries: $(LIBRARIES)/.ready ## compare with the libraries that quantise: GPT-QModel, AutoAWQ, torchao … (400 MB)
+	PYTHONPATH=$(LIBRARIES) $(PYTEST) tests/formats/quantized tests/test_schemes_of_libraries.py
+
+$(LIBRARIES)/.ready: tests/libraries.txt $(READY)
+	rm -rf $(LIBRARIES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check setuptools wheel
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --target $(LIBRARIES) -r $<
+	touch $@
+
 lint: $(READY) ## style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -28,7 +38,7 @@ lint: $(READY) ## style and format
 types: $(READY) ## mypy --strict
 	$(BIN)/mypy
 
-check: lint types test slow ## all of the above but the demo
+check: lint types test slow libraries ## all of the above but the demo
 
 docs: $(READY) ## write docs/rules.md and docs/failure_modes.md from the source
 	$(BIN)/python docs/make_pages.py

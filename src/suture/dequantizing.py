@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from suture.errors import InputError
-from suture.formats import fingerprint, read_dense
+from suture.formats import fingerprint
 from suture.formats.quantized import METHODS
-from suture.pipeline import Progress, Reading, carry_out, require_outside
+from suture.pipeline import Progress, Reading, carry_out, read_base, require_outside
 from suture.planning import Identity, build_plan, draft_operations
 from suture.sides import choose_side_files
 from suture.values import Adapter, Arch, Checkpoint, Options, Plan, Receipt, Running, Settled
@@ -44,7 +44,7 @@ def dequantize(
 
     running, reading = running or Running(), reading or Reading()
     execute.check_output(Path(out))
-    checkpoint = read_dense(base, revision=reading.base_revision, allow_pickle=reading.allow_pickle)
+    checkpoint = read_base(base, reading)
     if checkpoint.quantization is None:
         raise _not_quantized(checkpoint)
     inputs = execute.Inputs(checkpoint, Adapter(checkpoint.folder, "", {}, {}, "", ()))

@@ -28,7 +28,7 @@ from suture.values import Arch, Json, Part, TensorInfo
 TEMPLATE = "chat_template.jinja"
 DOCUMENTS = (
     *(INDEX, "generation_config.json", "tokenizer_config.json", "chat_template.json", MERGE_RECORD),
-    *("quantize_config.json", "hf_quant_config.json", ADAPTER_CONFIG),
+    *("quantize_config.json", "hf_quant_config.json", "quanto_qmap.json", ADAPTER_CONFIG),
 )
 FLAG = "tie_word_embeddings"
 _NO_TEXT = ("vision", "visual", "image", "video", "audio", "speech", "qformer", "perceiver")

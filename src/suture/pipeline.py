@@ -28,6 +28,7 @@ from suture.values import (
     Arch,
     Checkpoint,
     Forecast,
+    Json,
     Options,
     Plan,
     Receipt,
@@ -54,6 +55,15 @@ class Reading:
     allow_pickle: bool = False
 
 
+def read_base(base: str | Path, reading: Reading) -> Checkpoint:
+    """The model, or the dense one that it stands for."""
+
+    def shapes(config: Json) -> dict[str, tuple[int, ...]]:
+        return {name: param.shape for name, param in describe(config, {}).params.items()}
+
+    return read_dense(base, revision=reading.base_revision, allow_pickle=reading.allow_pickle, shapes=shapes)
+
+
 def load_case(
     base: str | Path,
     adapter: str | Path,
@@ -62,7 +72,7 @@ def load_case(
     depth: Depth = "headers",
 ) -> Case:
     """Read both sides and bind them; `depth` says how much is read: see `make_case`."""
-    checkpoint = read_dense(base, revision=reading.base_revision, allow_pickle=reading.allow_pickle)
+    checkpoint = read_base(base, reading)
     tuned = read_adapter(
         adapter, name=reading.adapter_name, revision=reading.adapter_revision, allow_pickle=reading.allow_pickle
     )

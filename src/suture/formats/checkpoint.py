@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from suture.formats.listing import ADAPTER_CONFIG, file_names, is_private, other
 from suture.formats.quantized import unpack
 from suture.formats.reading import TensorReader
 from suture.formats.safetensors import Header, read_header
-from suture.values import Checkpoint, TensorInfo
+from suture.values import Checkpoint, Json, TensorInfo
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -81,12 +81,17 @@ def read_checkpoint(
 
 
 def read_dense(
-    source: str | Path, *, revision: str | None = None, allow_pickle: bool = False, need_weights: bool = True
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    shapes: Callable[[Json], Mapping[str, tuple[int, ...]]] | None = None,
 ) -> Checkpoint:
     """The same as `read_checkpoint`; where its weights are quantised by a known method, the dense model they stand for.
 
     Args:
         source: also a GGUF file.
+        shapes: gives those of the parameters of the class that a config names: few schemes do not store them.
 
     Raises:
         FormatError: also if scales are missing or misshapen.
@@ -95,9 +100,9 @@ def read_dense(
         from suture.formats.gguf import read_gguf
 
         return read_gguf(Path(source).expanduser())
-    checkpoint = read_checkpoint(source, revision=revision, allow_pickle=allow_pickle, need_weights=need_weights)
+    checkpoint = read_checkpoint(source, revision=revision, allow_pickle=allow_pickle)
     with TensorReader(checkpoint.folder) as reader:
-        return unpack(checkpoint, reader.read_into)
+        return unpack(checkpoint, reader.read_into, shapes)
 
 
 def base_on_disk(name: str) -> Checkpoint | None:

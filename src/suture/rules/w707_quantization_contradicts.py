@@ -13,8 +13,8 @@ forget the config, or copy the base's config onto other weights, leave such fold
 ## How it is detected
 `quantization_config` is looked for at every level of config.json. Each method leaves its own names in the headers:
 `.absmax` and `.quant_state` (bitsandbytes), `.qweight` and `.qzeros` (GPTQ, AWQ), `.weight_scale` and
-`.weight_packed` (FP8, compressed-tensors), `_blocks` and `_scales` (MXFP4). Methods that are not in this list are not
-judged.
+`.weight_packed` (FP8, compressed-tensors), `_blocks` and `_scales` (MXFP4), `.W_q` (HQQ), `.weight._data` (quanto),
+`._weight_qdata` (torchao). Methods that are not in this list are not judged.
 
 ## How to fix
 If the weights were dequantised: remove `quantization_config` at the level that is named. If they are quantised: bring
@@ -30,16 +30,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from suture.formats.model_config import at_every_level
-from suture.formats.quantized.signs import BITSANDBYTES, MXFP4, PACKED_COLUMNS, SCALED
+from suture.formats.quantized.signs import (
+    BITSANDBYTES,
+    HQQ,
+    MXFP4,
+    PACKED_COLUMNS,
+    QUANTO,
+    SCALED,
+    TORCHAO,
+)
 from suture.model_folder import ModelFolder
 from suture.rules.base import Rule, listed
 from suture.values import Finding, Json
 
 KEYS = ("quantization_config", "compression_config")
-FILES = {"quantize_config.json", "hf_quant_config.json"}  # where older tools say it
+FILES = {"quantize_config.json", "hf_quant_config.json", "quanto_qmap.json"}  # where other tools say it
 LEAVES = {
     "bitsandbytes": BITSANDBYTES, "gptq": PACKED_COLUMNS, "awq": PACKED_COLUMNS, "fp8": SCALED, "fbgemm_fp8": SCALED,
     "compressed-tensors": SCALED, "modelopt": SCALED, "mxfp4": MXFP4,
+    "hqq": HQQ, "quanto": QUANTO, "torchao": TORCHAO,
 }  # fmt: skip
 
 

@@ -8,31 +8,38 @@ sees a dense model; only a reader that knows `Checkpoint.packed` decodes.
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from suture.errors import FormatError
 from suture.formats.dtypes import DTYPES
+from suture.formats.files import inside
+from suture.formats.jsonfile import read_json_object
 from suture.formats.model_config import at_every_level
-from suture.formats.quantized.base import Dense, Given, Read, Rows, Scheme
+from suture.formats.quantized.base import Dense, Given, Read, Rows, Scheme, Shapes
 from suture.values import Checkpoint, Json, Packed, Quantization, TensorInfo
 
-__all__ = ["Dense", "Given", "Read", "Rows", "Scheme", "is_known", "open_rows", "scheme_of", "unpack"]
+__all__ = ["Dense", "Given", "Read", "Rows", "Scheme", "open_rows", "scheme_of", "unpack"]
 
 KEY = "quantization_config"
 # quant_method of the config → the files of this folder that know its weights.
 METHODS: Mapping[str, tuple[str, ...]] = {
     "awq": ("awq",),
     "bitsandbytes": ("bitsandbytes4", "bitsandbytes8"),
+    "compressed-tensors": ("compressed_tensors",),
     "fbgemm_fp8": ("fbgemm_fp8",),
     "fp8": ("fp8",),
     "gptq": ("gptq",),
     "hqq": ("hqq",),
     "modelopt": ("modelopt",),
     "mxfp4": ("mxfp4",),
+    "quanto": ("quanto",),
+    "torchao": ("torchao",),
 }
+_QUANTO_MAP = "quanto_qmap.json"  # instead of quantization_config: module → what its weights and activations are
 # Classes made of Conv1D: what GPTQ stores is their weight as it is, and a square one would not tell.
 _TRANSPOSED = ("gpt2", "imagegpt", "openai-gpt", "decision_transformer", "clvp")
 
@@ -42,36 +49,35 @@ def open_rows(info: TensorInfo, packed: Packed, read: Read) -> Rows:
     return scheme_of(packed.scheme).open(info, packed, read)
 
 
-def is_known(config: Json) -> bool:
-    """True when the config says quantised, by methods that can be decoded."""
-    said = _said(config)
-    return bool(said) and all(_method(settings) in METHODS for settings in said.values())
-
-
-def unpack(checkpoint: Checkpoint, read: Read) -> Checkpoint:
+def unpack(checkpoint: Checkpoint, read: Read, shapes: Callable[[Json], Shapes] | None = None) -> Checkpoint:
     """The dense model that a quantised checkpoint stands for; any other checkpoint as it is.
 
     A method that is not known, or has left no weight, leaves the checkpoint as it is as well: the rules speak of it.
 
+    Args:
+        shapes: gives those of the parameters of the class that a config names.
+
     Raises:
         FormatError: scales are missing or misshapen, or the config names methods that contradict each other.
     """
-    if not is_known(checkpoint.config):
+    methods = {_method(settings): settings for settings in _said(checkpoint)}
+    if not methods or not methods.keys() <= METHODS.keys():
         return checkpoint
-    methods = {_method(settings): settings for settings in _said(checkpoint.config).values()}
     if len(methods) > 1:
         raise FormatError(
             f"quantised by {' and by '.join(sorted(methods))}", where="config.json", expected="one method"
         )
     [(method, settings)] = methods.items()
-    if method == "gptq" and (kind := checkpoint.config.get("model_type")) in _TRANSPOSED:
-        raise FormatError(
-            f"GPTQ of {kind}, whose layers hold their weights the other way round",
-            where="config.json",
-            expected="a class with ordinary linear layers",
-            do="Give the 16-bit original as BASE.",
-        )
-    given = Given(checkpoint.tensors, settings, _dtype(checkpoint.config), read)
+    _refuse_transposed(method, checkpoint.config)
+    config = _without(checkpoint.config)
+    given = Given(
+        tensors=checkpoint.tensors,
+        settings=settings,
+        dtype=_dtype(checkpoint.config),
+        read=read,
+        metadata={key: value for shard in checkpoint.shards for key, value in shard.metadata.items()},
+        shapes=functools.cache(lambda: shapes(config) if shapes is not None else {}),
+    )
     schemes = [scheme_of(name) for name in METHODS[method]]
     found: dict[str, Dense] = {}
     for scheme in schemes:
@@ -83,11 +89,22 @@ def unpack(checkpoint: Checkpoint, read: Read) -> Checkpoint:
     plain = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in parts}
     return replace(
         checkpoint,
-        config=_without(checkpoint.config),
+        config=config,
         tensors=plain | {name: one.info for name, one in found.items()},
         packed={name: one.packed for name, one in found.items()},
+        side_files=tuple(name for name in checkpoint.side_files if name != _QUANTO_MAP),
         quantization=Quantization(method, used.words(settings), given.dtype, checkpoint.config),
     )
+
+
+def _refuse_transposed(method: str, config: Json) -> None:
+    if method == "gptq" and (kind := config.get("model_type")) in _TRANSPOSED:
+        raise FormatError(
+            f"GPTQ of {kind}, whose layers hold their weights the other way round",
+            where="config.json",
+            expected="a class with ordinary linear layers",
+            do="Give the 16-bit original as BASE.",
+        )
 
 
 def scheme_of(name: str) -> Scheme:
@@ -96,9 +113,15 @@ def scheme_of(name: str) -> Scheme:
     return scheme
 
 
-def _said(config: Json) -> dict[tuple[str, ...], Json]:
-    """quantization_config, at every level where there is one."""
-    return {path: value for path, value in at_every_level(config, KEY) if isinstance(value, Mapping) and value}
+def _said(checkpoint: Checkpoint) -> list[Json]:
+    """quantization_config, at every level where there is one, or what stands for it."""
+    found = at_every_level(checkpoint.config, KEY)
+    said = [value for _, value in found if isinstance(value, Mapping) and value]
+    if said or _QUANTO_MAP not in checkpoint.side_files:
+        return said
+    modules = read_json_object(inside(checkpoint.folder, _QUANTO_MAP)).values()
+    kinds = {str(module.get("weights")) for module in modules if isinstance(module, Mapping)}
+    return [{"quant_method": "quanto", **({"weights": kinds.pop()} if len(kinds) == 1 else {})}]
 
 
 def _method(settings: Json) -> str:

@@ -16,6 +16,7 @@ from suture.values import NOT_STORED, Json, Packed, TensorInfo
 Tensors: TypeAlias = Mapping[str, TensorInfo]
 Read: TypeAlias = Callable[[TensorInfo, int, Buffer], None]  # fills the buffer from a byte of a stored tensor on
 Rows: TypeAlias = Callable[[int, int], Array]
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 
 class Dense(NamedTuple):
@@ -35,7 +36,7 @@ class Given:
         dtype: of the model, by its config: of the dense tensors where the scheme's files do not tell.
         read: reads stored tensors; only small ones are read to find the weights.
         metadata: what the headers of all files say beside their tensors.
-        shapes: of the parameters of the model's class, for schemes whose files do not tell the shape of a weight.
+        shapes: gives those of the parameters of the model's class, for files that do not tell the shape of a weight.
     """
 
     tensors: Tensors
@@ -43,7 +44,7 @@ class Given:
     dtype: str
     read: Read
     metadata: Mapping[str, str] = field(default_factory=dict)
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    shapes: Callable[[], Shapes] = dict
 
 
 Parts: TypeAlias = Mapping[str, tuple[int, Array]]  # by role: the number of the first item, and the items

@@ -9,9 +9,20 @@ from dataclasses import dataclass
 from suture.values import TensorInfo
 
 BITSANDBYTES, PACKED_COLUMNS, SCALED, MXFP4 = "bitsandbytes", "GPTQ or AWQ", "scaled 8- or 4-bit", "MXFP4"
+HQQ, QUANTO, TORCHAO = "HQQ", "quanto", "torchao"
 
 # Each pattern matches a tensor that stands beside a packed weight; what it keeps is the weight's module.
 _SIBLINGS = (
+    (QUANTO, re.compile(r"^(.+)\.weight\._(?:data(?:\._data)?|scale|shift)$")),
+    (TORCHAO, re.compile(r"^(.+)\._weight_\w+$")),
+    (HQQ, re.compile(r"^(.+)\.(?:W_q|scale|zero|shape|nbits|group_size|axis|packing|compute_dtype)$")),
+    (
+        HQQ,
+        re.compile(
+            r"^(.+)\.(?:channel_wise|encoded_state_dict|offload_meta|optimize|quant_(?:scale|zero)|round_zero)$"
+        ),
+    ),
+    (HQQ, re.compile(r"^(.+)\.(?:stores_quant_config|unpack_view_dtype|view_as_float)$")),
     (BITSANDBYTES, re.compile(r"^(.+)\.weight\.(?:nested_)?(?:absmax|quant_map)$")),
     (BITSANDBYTES, re.compile(r"^(.+)\.weight\.quant_state\.bitsandbytes__\w+$")),
     (BITSANDBYTES, re.compile(r"^(.+)\.(?:SCB|weight_format)$")),
@@ -22,6 +33,9 @@ _SIBLINGS = (
 )
 # A sibling's name alone can be a parameter of some class (`scales`): of these, one must be there as well.
 _PROOF = {
+    QUANTO: ("{}.weight._scale",),
+    TORCHAO: ("{}._weight_qdata",),
+    HQQ: ("{}.W_q",),
     PACKED_COLUMNS: ("{}.qweight",),
     SCALED: ("{}.weight_packed", "{}.weight_scale", "{}.weight_scale_inv"),
     MXFP4: ("{}_blocks",),
