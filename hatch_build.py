@@ -10,7 +10,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCES = ("src/suture/execute/fused.c", "src/suture/verification/exact.c")
+SOURCES = ("src/suture/noise.c", "src/suture/execute/fused.c", "src/suture/verification/exact.c")
 LIBRARY = "src/suture/_compiled.clib"
 # Fused multiply-adds stand where the source says so and nowhere else: the bytes must be the same on every machine.
 FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden")
