@@ -55,6 +55,22 @@ INLINE uint16_t to_f16(float x) {
     return (uint16_t)(sign | (rest > 0x7F800000u ? 0x7E00u : out));
 }
 
+/* Up or down at random, by 32 bits r: they are added below the last bit that is kept, and what is below is cut off. Beyond the
+ * largest finite value there is no neighbour above: there it is rounding to nearest. */
+INLINE uint16_t to_bf16_at_random(float x, uint32_t r) {
+    uint32_t u = bits(x);
+    return (u & 0x7FFFFFFF) > 0x7F7F0000 ? to_bf16(x) : (uint16_t)((u + (r >> 16)) >> 16);
+}
+
+INLINE uint16_t to_f16_at_random(float x, uint32_t r) {
+    uint32_t u = bits(x), sign = (u >> 16) & 0x8000, rest = u & 0x7FFFFFFF, exponent = rest >> 23;
+    uint32_t normal = (rest - (112u << 23) + (r >> 19)) >> 13;
+    uint64_t fraction = (rest & 0x7FFFFF) | (exponent ? 0x800000 : 0);
+    uint32_t places = 126 - (exponent ? exponent : 1);  /* subnormal: steps of 2^-24, with 32 bits after the point */
+    uint32_t small = (uint32_t)(((fraction << 32 >> (places < 63 ? places : 63)) + r) >> 32);
+    return rest > 0x477FE000 ? to_f16(x) : (uint16_t)(sign | (exponent < 113 ? small : normal));
+}
+
 INLINE float load(const void *p, size_t at, int type) {
     return type == F32 ? ((const float *)p)[at] : type == BF16 ? from_bf16(((const uint16_t *)p)[at])
                                                                : from_f16(((const uint16_t *)p)[at]);
@@ -136,5 +152,14 @@ LENGTHS(f32, F32)
 LENGTHS(bf16, BF16)
 LENGTHS(f16, F16)
 
+/* n values of 16 bits out of v, with 32 random bits for each. */
+CLONES EXPORT void suture_at_random_bf16(const float *v, const uint32_t *r, uint16_t *out, size_t n) {
+    for (size_t i = 0; i < n; i++) out[i] = to_bf16_at_random(v[i], r[i]);
+}
+
+CLONES EXPORT void suture_at_random_f16(const float *v, const uint32_t *r, uint16_t *out, size_t n) {
+    for (size_t i = 0; i < n; i++) out[i] = to_f16_at_random(v[i], r[i]);
+}
+
 EXPORT size_t suture_tile(void) { return TILE; }
-EXPORT int suture_version(void) { return 2; }
+EXPORT int suture_version(void) { return 3; }

@@ -26,6 +26,7 @@ from suture.values import (
 )
 
 SCHEMA = 1
+AT_RANDOM = ("BF16", "F16")  # what stochastic rounding is for: in 32 bits next to nothing is lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ def build_plan(
         texts=texts,
         side_files=tuple(f for f in sides.files if f.name not in texts),
         untied=tuple(u.members for u in settled.untied),
-        notes=(*settled.notes, *sides.notes, *_cast_notes(laid.operations)),
+        notes=(*settled.notes, *sides.notes, *_cast_notes(laid.operations), *_rounding_notes(laid.operations, options)),
     )
 
 
@@ -157,6 +158,8 @@ def _operation(tensor: TensorInfo, name: str, changes: list[tuple[Update, cut.Ca
             shape = update.shape if grown else tensor.shape
     is_float = DTYPES[tensor.dtype].is_float
     dtype = options.dtype if options.dtype is not None and is_float else tensor.dtype
+    changed = bool(terms) or (source.origin == "adapter" and source.tensor.dtype != dtype)
+    at_random = options.rounding == "stochastic" and changed and dtype in AT_RANDOM
     return Operation(
         tensor=name,
         why=_why(source, changed=bool(terms), cast=dtype != source.tensor.dtype),
@@ -169,6 +172,7 @@ def _operation(tensor: TensorInfo, name: str, changes: list[tuple[Update, cut.Ca
         file=tensor.file,
         begin=0,
         end=0,
+        seed=options.seed if at_random else None,
     )
 
 
@@ -215,3 +219,14 @@ def _cast_notes(operations: Iterable[Operation]) -> list[str]:
             pair = (op.source.tensor.dtype, op.dtype)
             casts[pair] = casts.get(pair, 0) + 1
     return [f"{n} full tensors of the adapter are rounded from {a} to the base's {b}" for (a, b), n in casts.items()]
+
+
+def _rounding_notes(operations: Iterable[Operation], options: Options) -> list[str]:
+    """What stochastic rounding is done to, where it was asked for."""
+    if options.rounding == "nearest":
+        return []
+    chosen = [op for op in operations if op.seed is not None]
+    if not chosen:
+        return ["stochastic rounding was asked for, but no tensor that changes is written in 16 bits"]
+    dtypes = " and ".join(sorted({op.dtype for op in chosen}))
+    return [f"what changes in {len(chosen)} tensors is rounded to {dtypes} at random, with seed {options.seed}"]

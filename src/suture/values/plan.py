@@ -12,6 +12,7 @@ from suture.values.meaning import Term
 
 TiedPolicy = Literal["auto", "untie", "keep", "refuse"]
 TokenizerPolicy = Literal["auto", "base", "adapter"]
+Rounding = Literal["nearest", "stochastic"]
 Origin = Literal["base", "adapter"]
 Why = Literal["copy", "cast", "merge", "replace", "untie"]
 
@@ -24,6 +25,8 @@ class Options:
     dtype: str | None = None  # of the merged model, e.g. "F32"; None keeps each tensor's own
     tokenizer: TokenizerPolicy = "auto"  # auto: the adapter's when it extends the base's
     ignore: tuple[str, ...] = ()  # rule codes whose findings do not stop the merge, where the rule allows it
+    rounding: Rounding = "nearest"  # to 16 bits, of what the adapter changes; all else is rounded to nearest
+    seed: int = 0  # of the random bits of stochastic rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,9 @@ class Source:
 @dataclass(frozen=True, slots=True)
 class Operation:
     """One tensor of the output: rows of `source`, changed by `terms`, rounded once to `dtype`, written at `begin`.
+
+    With a `seed` the rows of the terms, and all rows of a tensor of the adapter, are rounded up or down at random, by
+    bits that follow from the seed, the tensor's name and the place of a value in it. All else is rounded to nearest.
 
     The tensor is handled as a matrix of `cols` columns in blocks of `block_rows` rows; the last block takes the tail
     (so it has between block_rows and 2·block_rows − 1 rows, or all rows of a tensor smaller than a block).
@@ -54,6 +60,7 @@ class Operation:
     file: str
     begin: int  # absolute, in the output file
     end: int
+    seed: int | None = None
 
     @property
     def rows(self) -> int:
