@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "stats": ["values", "formats"],
     "sides": ["values", "formats"],
     "beside": ["values", "formats"],
-    "measures": ["values", "formats", "factors", "methods"],
+    "measures": ["values", "noise", "formats", "factors", "methods"],
     "model_folder": ["values", "errors", "formats", "arch"],
     "run_folder": ["values", "errors", "formats"],
     "patterns": ["errors"],
@@ -58,7 +58,8 @@ MAY_IMPORT = {
         *["rules"],
     ],
     "checking": [
-        *["values", "errors", "formats", "arch", "model_folder", "run_folder", "rules", "pipeline", "training"],
+        *["values", "errors", "formats", "arch", "measures", "model_folder", "run_folder", "rules", "pipeline"],
+        "training",
     ],
     "separation": ["values", "errors", "rewriting", "targets", "rules"],
     "repairing": [

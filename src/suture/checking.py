@@ -12,9 +12,11 @@ from suture.arch import describe
 from suture.errors import UsageError
 from suture.formats import base_on_disk, hub, parts_of, read_adapter
 from suture.formats.kind import checkpoints_below
+from suture.measures import Move
 from suture.model_folder import read_model_folder
 from suture.pipeline import Depth, Reading, load_case, make_case
 from suture.rules import RULES, diagnose, diagnose_live, diagnose_model, diagnose_run, ordered, repairs
+from suture.rules.base import Case
 from suture.run_folder import read_run_folder
 from suture.values import Finding, Options, Repair
 
@@ -51,6 +53,7 @@ class Checked:
     folders: tuple[Path, ...]  # that places in the findings are relative to
     findings: tuple[Finding, ...]
     repairs: tuple[Repair, ...] = ()  # that `suture fix` could make
+    moves: tuple[Move, ...] = ()  # of a pair whose values were read: how far each matrix moves, and what rounding keeps
 
     def count(self, severity: str) -> int:
         """Number of findings of this severity."""
@@ -119,7 +122,7 @@ def _check_pair(base: str | Path, adapter: str | Path, options: Options, reading
         alone = [f for run in read_run_folder(folder, deep=deep) for f in diagnose_run(run) if f.code != WITHOUT_BASE]
         findings = ordered((*findings, *alone))
     folders = (folder, case.checkpoint.folder)
-    return Checked("pair", f"{folders[0]} on {folders[1]}", folders, findings, repairs(case))
+    return Checked("pair", f"{folders[0]} on {folders[1]}", folders, findings, repairs(case), _moves(case))
 
 
 def _check_alone(source: str | Path, options: Options, reading: Reading, *, deep: bool) -> Checked:
@@ -173,7 +176,13 @@ def _check_adapter(folder: Path, options: Options, reading: Reading, *, deep: bo
         )
     case = make_case(base, adapter, describe(base.config, base.tensors), options, _depth(deep))
     folders = (adapter.folder, base.folder)
-    return Checked("pair", f"{folder} on {base.folder}, which its config names", folders, diagnose(case), repairs(case))
+    words = f"{folder} on {base.folder}, which its config names"
+    return Checked("pair", words, folders, diagnose(case), repairs(case), _moves(case))
+
+
+def _moves(case: Case) -> tuple[Move, ...]:
+    """Those that are numbers; what is not has findings of its own."""
+    return tuple(m for m in case.measures.moves if m.is_finite) if case.measures is not None else ()
 
 
 def _depth(deep: bool) -> Depth:

@@ -44,7 +44,7 @@ def by_numpy(monkeypatch):
 
 @pytest.mark.skipif(bool(compiled.why_not()), reason="the compiled code was not built")
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 400), st.integers(0, 1000), st.sampled_from(SIXTEEN))
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3000), st.integers(0, 3000), st.sampled_from(SIXTEEN))
 def test_compiled_code_gives_the_bytes_of_numpy(seed, n, start, dtype):
     """Any patterns, infinities, NaN, the ends of the range, subnormals, and cuts anywhere."""
     rng = np.random.default_rng(seed)
@@ -65,6 +65,9 @@ def test_compiled_code_gives_the_bytes_of_numpy(seed, n, start, dtype):
 def test_chunks_change_no_byte(monkeypatch, dtype, chunk):
     v, key = np.random.default_rng(0).standard_normal(3000).astype(np.float32), noise.key(1, "w")
     whole = rounded(v, dtype, key, 5)
+    parts = [rounded(v[at : at + chunk], dtype, key, 5 + at) for at in range(0, 3000, chunk)]
+    assert np.concatenate(parts).tobytes() == whole.tobytes()
+    by_numpy(monkeypatch)
     monkeypatch.setattr(at_random, "CHUNK_VALUES", chunk)
     assert rounded(v, dtype, key, 5).tobytes() == whole.tobytes()
 

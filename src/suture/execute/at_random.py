@@ -12,7 +12,7 @@ from suture import compiled, noise
 from suture.compiled import address
 from suture.formats.dtypes import Array, from_float_at_random
 
-CHUNK_VALUES = 1 << 14  # values and bits of one go, which stay in a core's cache
+CHUNK_VALUES = 1 << 15  # that numpy does in one go: they and their bits stay in a core's cache
 
 
 def round_at_random(v: Array, dtype: str, key: noise.Words, start: int, out: Array) -> None:
@@ -25,14 +25,13 @@ def round_at_random(v: Array, dtype: str, key: noise.Words, start: int, out: Arr
         out: of v's shape and of the dtype's storage type, contiguous; other memory than v.
     """
     v, out = v.reshape(-1), out.reshape(-1)
-    function = _functions().get(dtype) if v.dtype == np.float32 else None
+    function = _functions().get(dtype)
+    if function is not None and v.dtype == np.float32:
+        function(address(v), address(out), v.size, address(key), start)
+        return
     for at in range(0, v.size, CHUNK_VALUES):
         here = slice(at, min(at + CHUNK_VALUES, v.size))
-        bits = noise.bits(key, start + at, here.stop - at)
-        if function is None:
-            from_float_at_random(v[here], dtype, bits, out[here])
-        else:
-            function(address(v[here]), address(bits), address(out[here]), bits.size)
+        from_float_at_random(v[here], dtype, noise.bits(key, start + at, here.stop - at), out[here])
 
 
 @functools.cache
@@ -42,5 +41,6 @@ def _functions() -> Mapping[str, Callable[..., None]]:
         return {}
     found = {"BF16": library.suture_at_random_bf16, "F16": library.suture_at_random_f16}
     for function in found.values():
-        function.argtypes, function.restype = [*[ctypes.c_void_p] * 3, ctypes.c_size_t], None
+        pointer = ctypes.c_void_p
+        function.argtypes, function.restype = [pointer, pointer, ctypes.c_size_t, pointer, ctypes.c_uint64], None
     return found

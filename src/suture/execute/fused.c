@@ -16,6 +16,7 @@
 
 #define TILE 64
 #define ROWS 4
+#define DRAWN 1024 /* random bits at once: whole groups of noise.c */
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__gnu_linux__)
 #define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -152,14 +153,23 @@ LENGTHS(f32, F32)
 LENGTHS(bf16, BF16)
 LENGTHS(f16, F16)
 
-/* n values of 16 bits out of v, with 32 random bits for each. */
-CLONES EXPORT void suture_at_random_bf16(const float *v, const uint32_t *r, uint16_t *out, size_t n) {
-    for (size_t i = 0; i < n; i++) out[i] = to_bf16_at_random(v[i], r[i]);
-}
+void suture_noise(const uint32_t *key, uint64_t first, size_t n, uint32_t *out);  /* noise.c */
 
-CLONES EXPORT void suture_at_random_f16(const float *v, const uint32_t *r, uint16_t *out, size_t n) {
-    for (size_t i = 0; i < n; i++) out[i] = to_f16_at_random(v[i], r[i]);
-}
+/* n values of 16 bits out of v, by the random bits of the values from number `first` on. */
+#define AT_RANDOM(name, to) \
+    CLONES EXPORT void suture_at_random_##name(const float *v, uint16_t *out, size_t n, const uint32_t *key, uint64_t first) { \
+        uint32_t r[DRAWN]; \
+        for (size_t at = 0; at < n;) { \
+            size_t left = n - at, here = DRAWN - (first + at) % DRAWN; \
+            here = here < left ? here : left; \
+            suture_noise(key, first + at, here, r); \
+            for (size_t i = 0; i < here; i++) out[at + i] = to(v[at + i], r[i]); \
+            at += here; \
+        } \
+    }
+
+AT_RANDOM(bf16, to_bf16_at_random)
+AT_RANDOM(f16, to_f16_at_random)
 
 EXPORT size_t suture_tile(void) { return TILE; }
 EXPORT int suture_version(void) { return 3; }

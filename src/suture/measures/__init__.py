@@ -14,15 +14,17 @@ import numpy as np
 from suture.factors import FactorReader
 from suture.formats import TensorReader
 from suture.formats.dtypes import DTYPES
-from suture.measures.moves import Broken, Move, Turn, is_measured, is_scanned, is_turned, move, scan, turn
+from suture.measures.moves import Broken, Move, Turn, is_measured, is_scanned, is_turned, move, moved, scan, turn
 from suture.measures.new_rows import NewRows, new_rows
 from suture.measures.places import Places, places
 from suture.measures.sampling import Files
-from suture.values import Adapter, Arch, Checkpoint, Operation, Resolved, TensorInfo
+from suture.measures.survival import SIXTEEN, Rounded, spread
+from suture.values import Adapter, Arch, Checkpoint, Operation, Resolved, Survival, TensorInfo
 
-__all__ = ["Broken", "Measures", "Move", "NewRows", "Places", "Turn", "measure"]
+__all__ = ["Broken", "Measures", "Move", "NewRows", "Places", "Turn", "measure", "survival"]
 
 BLOCK_VALUES = 1 << 20
+FEW_MATRICES, FEW_STRIPES = 32, 2  # what every merge can afford
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,26 @@ def measure(
                 tuple(b for b in broken if b.n_before or b.n_after),
                 tuple(places(resolved, adapter, arch, stored, files)),
             )
+
+
+def survival(checkpoint: Checkpoint, adapter: Adapter, operations: Sequence[Operation]) -> Survival | None:
+    """What rounding leaves of the updates, estimated from two runs of rows of some matrices.
+
+    Returns:
+        None where no matrix with a low-rank update is written in 16 bits, or nothing moves.
+    """
+    chosen = spread([op for op in operations if op.dtype in SIXTEEN and is_measured(op, adapter)], FEW_MATRICES)
+    update, nearest, stochastic = 0.0, Rounded(), Rounded()
+    with TensorReader(checkpoint.folder) as base, TensorReader(adapter.folder) as tuned, np.errstate(all="ignore"):
+        files = Files(base, tuned, FactorReader(adapter.tensors, tuned))
+        for op in chosen:
+            sums, _, counts = moved(op, files, FEW_STRIPES)
+            if not counts[1:].any():  # all is finite
+                weight = op.rows / sums.n_rows
+                update += weight * sums.update
+                nearest += sums.nearest.times(weight)
+                stochastic += sums.stochastic.times(weight)
+    return Survival(nearest.kept(update), stochastic.kept(update), len(chosen)) if update else None
 
 
 def _stored(checkpoint: Checkpoint, arch: Arch) -> dict[str, TensorInfo]:

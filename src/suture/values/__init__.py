@@ -8,7 +8,7 @@ Shapes are tuples of ints, sizes are in bytes, names are the field's own. No val
 from suture.values.disk import Adapter, Checkpoint, Json, Shard, TensorInfo
 from suture.values.meaning import Finding, Problem, Resolved, Settled, Severity, Term, Untied, Update, View
 from suture.values.model import Arch, Kind, Param, Part, Tie
-from suture.values.outcome import Check, LogitsReport, Receipt, Staged, TensorVerdict, Verdict
+from suture.values.outcome import Check, Kept, LogitsReport, Receipt, Staged, Survival, TensorVerdict, Verdict
 from suture.values.plan import (
     Operation,
     Options,
@@ -53,6 +53,7 @@ __all__ = [
     "Forecast",
     "GroupRow",
     "Json",
+    "Kept",
     "Kind",
     "Ledger",
     "LogitsReport",
@@ -81,6 +82,7 @@ __all__ = [
     "StageLoss",
     "Staged",
     "StepMetrics",
+    "Survival",
     "TensorInfo",
     "TensorRecord",
     "TensorVerdict",
