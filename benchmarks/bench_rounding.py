@@ -138,6 +138,12 @@ def logits_of(model: Any, tensors: dict[str, Any], pages: Any) -> Iterator[Any]:
             yield model(input_ids=page[None]).logits[0].numpy()
 
 
+def size(base: dict[str, Any], whole: dict[str, Any]) -> float:
+    """‖Δ‖ / ‖W‖ over the weights that change."""
+    both = [((whole[n] - w).square().sum(), w.square().sum()) for n, w in base.items() if not w.equal(whole[n])]
+    return float(sum(d for d, _ in both) / sum(w for _, w in both)) ** 0.5
+
+
 def kept(base: dict[str, Any], whole: dict[str, Any], merged: dict[str, Any]) -> tuple[float, float]:
     """⟨applied, Δ⟩ / ⟨Δ, Δ⟩ and the cosine, over all weights."""
     both = own = applied = 0.0
@@ -149,7 +155,7 @@ def kept(base: dict[str, Any], whole: dict[str, Any], merged: dict[str, Any]) ->
     return both / own, both / (own * applied) ** 0.5 if applied else 0.0
 
 
-def measure(base: Path, adapter: Path, label: tuple[str, float], seeds: int, pages: Any) -> Iterator[Found]:
+def measure(base: Path, adapter: Path, factors: str, seeds: int, pages: Any) -> Iterator[Found]:
     """Merge in all ways, and compare with the merge in float32."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -162,7 +168,7 @@ def measure(base: Path, adapter: Path, label: tuple[str, float], seeds: int, pag
     with tempfile.TemporaryDirectory() as scratch:
         suture.merge(base, adapter, Path(scratch) / "whole", options=suture.Options(dtype="F32"))
         before, whole = tensors_of(base), tensors_of(Path(scratch) / "whole")
-        truth = list(logits_of(model, whole, pages))
+        truth, label = list(logits_of(model, whole, pages)), (factors, size(before, whole))
         yield Found(*label, "float32", 0, 1.0, 1.0, 0.0, 1.0, mean(map(loss, truth, pages)))
         for rounding, seed in (("base", 0), *ways):
             merged = before
@@ -228,14 +234,14 @@ def main() -> None:
         if "trained" in chosen.factors:
             trained_adapters(base, chosen.sizes, pages[:half], Path(scratch))
         for factors in chosen.factors:
-            for size in chosen.sizes:
-                adapter = Path(scratch) / f"{factors}-{size}"
+            for wanted in chosen.sizes:
+                adapter = Path(scratch) / f"{factors}-{wanted}"
                 if factors == "random":
-                    random_adapter(base, size, adapter)
-                for one in measure(base, adapter, (factors, size), chosen.seeds, held_out):
+                    random_adapter(base, wanted, adapter)
+                for one in measure(base, adapter, factors, chosen.seeds, held_out):
                     found.append(one)
                     print(one, file=sys.stderr)
-                (results / "rounding.json").write_text(json.dumps([asdict(f) for f in found], indent=1))
+            (results / "rounding.json").write_text(json.dumps([asdict(f) for f in found], indent=1))
     facts = {"positions": len(held_out) * LENGTH, "seeds": chosen.seeds}
     print(markdown(summary(found), facts))
 

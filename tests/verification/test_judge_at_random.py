@@ -14,6 +14,7 @@ from verification.made import (
     QKV,
     Made,
     apply,
+    computed,
     flip_bit,
     make,
     operation,
@@ -121,6 +122,7 @@ def test_rounding_to_nearest_is_not_what_was_planned(tmp_path, dtype):
     made = make(tmp_path, dtype)
     assert verdict_of(made).ok
     wrong = wrong_of(seeded(made))
+    assert wrong.keys() == {QKV, DOWN}
     assert {w.detail.rpartition(": ")[2] for w in wrong.values()} == {
         "the values were rounded to nearest, not at random"
     }
@@ -213,10 +215,11 @@ def test_a_receipt_of_other_rounding_is_told(tmp_path):
 
 def test_several_roundings_are_not_let_pass(tmp_path):
     """A folder of another tool, rounded to nearest, held against a plan that rounds at random."""
-    made = make(tmp_path, size=0.01)
-    tensors = {n: (d, raw) for n, (d, raw) in drawn(made).items()}
-    write_as_another_tool(made, {**tensors, DOWN: ("BF16", from_float(to_float(tensors[DOWN][1], "BF16"), "BF16"))})
-    assert not verify_folder(*made.given).ok
+    made = make(tmp_path, factors="BF16")
+    write_as_another_tool(made, computed(made))
+    assert verify_folder(*made.given).ok
+    assert {w.tensor for w in verify_folder(*seeded(made).given).wrong} == {QKV, DOWN}
+    write_as_another_tool(made, drawn(made))
     assert verify_folder(*seeded(made).given).ok
 
 

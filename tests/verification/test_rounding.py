@@ -92,6 +92,15 @@ def test_the_rule_is_the_rounding_of_the_merge(dtype):
 
 
 @pytest.mark.parametrize("dtype", SIXTEEN)
+def test_a_share_that_the_bits_just_reach_goes_up(dtype):
+    fmt, share = FORMATS[dtype], np.array([0.5, 0.25, 0.75, 2.0**-16])
+    step = 2 * fmt.unit
+    exact, bits = 1.0 + share * step, (2.0**32 * (1 - share)).astype(np.uint32)
+    assert (fmt.at_random(exact, bits) == 1.0 + step).all()
+    assert (fmt.at_random(exact, bits - np.uint32(1)) == 1.0).all()
+
+
+@pytest.mark.parametrize("dtype", SIXTEEN)
 def test_what_agrees_is_what_some_value_within_the_slack_gives(dtype):
     """By trying many values within the slack."""
     rng, fmt = np.random.default_rng(1), FORMATS[dtype]
