@@ -62,7 +62,7 @@ clean: ## remove everything that make has made
 	rm -rf $(VENV) demo/out fuzz/out benchmarks/results dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(READY): pyproject.toml constraints.txt hatch_build.py src/suture/floats.h src/suture/execute/fused.c src/suture/verification/exact.c src/suture/formats/quantized/four_bits.c
+$(READY): pyproject.toml constraints.txt hatch_build.py src/suture/floats.h src/suture/noise.c src/suture/execute/fused.c src/suture/verification/exact.c src/suture/formats/quantized/four_bits.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo 'Suture needs Python 3.11 or newer. Name one: make PYTHON=python3.12 $(MAKECMDGOALS)'; exit 1; }
 	@echo 'Making the environment in $(VENV): about 1.5 GB, most of it torch.'

@@ -11,6 +11,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCES = (
+    "src/suture/noise.c",
     "src/suture/execute/fused.c",
     "src/suture/verification/exact.c",
     "src/suture/formats/quantized/four_bits.c",

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from suture import compiled
-from suture.execute import fused
+from suture import compiled, noise
+from suture.execute import at_random, fused
 from suture.execute.receipt import kernel_name
 from suture.verification import exact
 
-CACHED = (compiled.why_not, compiled.library, fused.load, exact._functions)
+CACHED = (
+    *(compiled.why_not, compiled.library, fused.load, noise._compiled, at_random._functions),
+    *(exact._functions, exact._random_functions),
+)
 
 
 @pytest.fixture
@@ -43,7 +46,8 @@ def test_numpy_is_used_where_it_cannot_be(fresh, monkeypatch, tmp_path, change, 
     assert why in compiled.why_not()
     assert compiled.library() is None
     assert fused.load() is None
-    assert exact._functions() == {}
+    assert noise._compiled() is None
+    assert exact._functions() == exact._random_functions() == at_random._functions() == {}
     assert kernel_name().startswith("numpy ")
 
 

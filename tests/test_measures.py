@@ -16,9 +16,12 @@ from safetensors.torch import load_file
 from zoo import FAMILIES, load
 
 import suture
+import suture.measures
 from suture import pipeline
+from suture.measures import kept
+from suture.measures.rounding import spread
 from suture.measures.sampling import STRIPE_ROWS, STRIPES, stripes
-from suture.values import Options
+from suture.values import Operation, Options, Source, TensorInfo
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +117,42 @@ def test_dora_before_it_is_stretched(base_of, tmp_path):
         weight = layer.get_base_layer().weight.detach()
         expected = float(layer.get_delta_weight("default").detach().norm() / weight.norm())
         assert np.isclose(turns[name.removeprefix("base_model.model.") + ".weight"], expected, rtol=1e-4), name
+
+
+def test_what_every_merge_measures_of_its_rounding(base, tmp_path, monkeypatch):
+    """Of all rows it is what the matrices have together; the receipt and the forecast tell it, 32 bits have none."""
+    tuned, options = adapter(tmp_path / "adapter", BOTH), Options(dtype="BF16", rounding="stochastic", seed=3)
+    case = pipeline.load_case(base, tuned, options, pipeline.Reading(), "samples")
+    receipt = suture.merge(base, tuned, tmp_path / "out", options=options)
+    assert receipt.kept == suture.forecast(base, tuned, options=options).kept
+    assert receipt.kept.n_matrices == 2
+    monkeypatch.setattr(suture.measures, "FEW_STRIPES", 1 << 20)
+    found, moves = kept(case.checkpoint, case.adapter, case.draft.operations), case.measures.moves
+    total = sum(m.update**2 for m in moves)
+    for name in ("nearest", "stochastic"):
+        expected = sum(getattr(m, name).share * m.update**2 for m in moves) / total
+        assert np.isclose(getattr(found, name).share, expected, atol=1e-5)
+        assert np.isclose(getattr(found, name).share, getattr(receipt.kept, name).share, atol=0.1)
+    assert suture.merge(base, tuned, tmp_path / "f32").kept is None
+
+
+def test_few_matrices_stand_for_many():
+    numbers = [operation_of(k) for k in range(100)]
+    assert spread(numbers[:5], 32) == numbers[:5]
+    found = spread(numbers, 32)
+    assert len({op.tensor for op in found}) == 32
+    assert found[0] == numbers[0]
+    assert found[-1] in numbers[-4:]
+
+
+def operation_of(number):
+    info = TensorInfo(f"w{number}", "BF16", (4, 4), "model.safetensors", 0, 32)
+    return Operation(info.name, "merge", Source("base", info), (), "BF16", (4, 4), 4, 1, info.file, 0, 32)
+
+
+def test_numbers_that_are_none_have_no_survival(base, tmp_path):
+    tensors = {**BOTH, f"{Q0}.lora_B.weight": np.full((HIDDEN, 2), np.nan, np.float32)}
+    case = pipeline.load_case(base, adapter(tmp_path, tensors), Options(dtype="F16"), pipeline.Reading(), "samples")
+    found = kept(case.checkpoint, case.adapter, case.draft.operations)
+    assert np.isfinite([found.nearest.share, found.stochastic.lost]).all()
+    assert [m.is_finite for m in case.measures.moves] == [False, True]

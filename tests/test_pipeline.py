@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from peft import LoraConfig
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_torch
 from zoo import FAMILIES
 from zoo_adapters import make_adapter
 
@@ -135,6 +137,46 @@ def test_another_dtype_is_a_choice(base, attention, tmp_path):
     assert {v.dtype for v in weights(tmp_path / "out").values()} == {np.dtype(np.float16)}
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config.get("dtype", config.get("torch_dtype")) == "float16"
+
+
+def test_rounding_is_a_choice(base, head, tmp_path):
+    """Tied ends come apart, so that two tensors with one source have bits of their own; the proof knows the seed."""
+    options = {s: suture.Options(dtype="BF16", rounding="stochastic", seed=s) for s in (1, 2)}
+    receipts = {s: suture.merge(base, head, tmp_path / f"{s}", options=o) for s, o in options.items()}
+    near = suture.Options(dtype="BF16")
+    receipts[0] = suture.merge(base, head, tmp_path / "0", options=near)
+    assert receipts[1].options.seed == 1
+    assert len({r.plan_id for r in receipts.values()}) == 3
+    assert any("rounded to BF16 at random, with seed 1" in note for note in receipts[1].notes)
+    assert not any("random" in note for note in receipts[0].notes)
+    plan = suture.plan(base, head, options=options[1])
+    assert {op.tensor for op in plan.operations if op.seed == 1} == {op.tensor for op in plan.operations if op.terms}
+    found = [weights_in_16_bits(tmp_path / f"{s}") for s in (0, 1, 2)]
+    for op in plan.operations:
+        same = {raw[op.tensor].tobytes() for raw in found}
+        assert len(same) == (3 if op.seed is not None else 1), op.tensor
+    for full in (False, True):
+        assert suture.verify(base, head, tmp_path / "1", options=options[1], full=full).ok
+        assert not suture.verify(base, head, tmp_path / "1", options=options[2], full=full).ok
+        assert not suture.verify(base, head, tmp_path / "0", options=options[1], full=full).ok
+        told = [c.detail for c in suture.verify(base, head, tmp_path / "1", options=near, full=full).checks]
+        assert "it was made with --rounding stochastic --seed 1" in told
+
+
+def test_32_bits_are_never_random(base, attention, tmp_path):
+    """The base is in float32."""
+    for name, rounding in (("near", "nearest"), ("random", "stochastic")):
+        receipt = suture.merge(base, attention, tmp_path / name, options=suture.Options(rounding=rounding))
+    assert receipt.notes == ("stochastic rounding was asked for, but no tensor that changes is written in 16 bits",)
+    near, found = weights(tmp_path / "near"), weights(tmp_path / "random")
+    assert {k: v.tobytes() for k, v in near.items()} == {k: v.tobytes() for k, v in found.items()}
+    assert suture.verify(base, attention, tmp_path / "random").ok
+
+
+def weights_in_16_bits(folder: Path) -> dict[str, np.ndarray]:
+    return {
+        k: v.view(torch.int16).numpy() for f in sorted(folder.glob("*.safetensors")) for k, v in load_torch(f).items()
+    }
 
 
 def test_keys_of_another_level_are_refused_with_the_rewriting(base, attention, tmp_path):

@@ -12,10 +12,11 @@ from suture.arch import describe
 from suture.errors import UsageError
 from suture.formats import base_on_disk, hub, parts_of, read_adapter
 from suture.formats.kind import checkpoints_below
-from suture.measures import Apart, Survival
+from suture.measures import Apart, Move, Survival
 from suture.model_folder import read_model_folder
 from suture.pipeline import Depth, Reading, load_case, make_case
 from suture.rules import RULES, diagnose, diagnose_live, diagnose_model, diagnose_run, ordered, repairs
+from suture.rules.base import Case
 from suture.run_folder import read_run_folder
 from suture.values import Finding, Options, Repair
 
@@ -53,6 +54,7 @@ class Checked:
     findings: tuple[Finding, ...]
     repairs: tuple[Repair, ...] = ()  # that `suture fix` could make
     layers: tuple[Apart | Survival, ...] = ()  # what quantisation does to each layer, or to its update
+    moves: tuple[Move, ...] = ()  # of a pair whose values were read: how far each matrix moves, and what rounding keeps
 
     def count(self, severity: str) -> int:
         """Number of findings of this severity."""
@@ -122,7 +124,7 @@ def _check_pair(base: str | Path, adapter: str | Path, options: Options, reading
         findings = ordered((*findings, *alone))
     folders = (folder, case.checkpoint.folder)
     layers = case.survival or (case.measures.apart if case.measures else ())
-    return Checked("pair", f"{folders[0]} on {folders[1]}", folders, findings, repairs(case), layers)
+    return Checked("pair", f"{folders[0]} on {folders[1]}", folders, findings, repairs(case), layers, _moves(case))
 
 
 def _check_alone(source: str | Path, options: Options, reading: Reading, *, deep: bool) -> Checked:
@@ -176,7 +178,13 @@ def _check_adapter(folder: Path, options: Options, reading: Reading, *, deep: bo
         )
     case = make_case(base, adapter, describe(base.config, base.tensors), options, _depth(deep))
     folders = (adapter.folder, base.folder)
-    return Checked("pair", f"{folder} on {base.folder}, which its config names", folders, diagnose(case), repairs(case))
+    words = f"{folder} on {base.folder}, which its config names"
+    return Checked("pair", words, folders, diagnose(case), repairs(case), moves=_moves(case))
+
+
+def _moves(case: Case) -> tuple[Move, ...]:
+    """Those that are numbers; what is not has findings of its own."""
+    return tuple(m for m in case.measures.moves if m.is_finite) if case.measures is not None else ()
 
 
 def _depth(deep: bool) -> Depth:

@@ -9,16 +9,17 @@ import ctypes
 import functools
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
 LIBRARY = Path(__file__).with_name("_compiled.clib")  # a library of C, not an extension of Python
-VERSION = 3  # of the functions, and of the bytes that they give
+VERSION = 4  # of the functions, and of the bytes that they give
 TYPES = ("F32", "BF16", "F16")
 PAIRS = tuple(itertools.product(TYPES, TYPES))
+RANDOM_PAIRS = tuple(pair for pair in PAIRS if pair[1] != "F32")  # of what may be rounded at random
 
 
 @functools.cache
@@ -42,10 +43,10 @@ def why_not() -> str:
 
 
 def functions(
-    found: ctypes.CDLL, prefix: str, argtypes: list[Any], restype: Any = None
+    found: ctypes.CDLL, prefix: str, argtypes: list[Any], restype: Any = None, pairs: Iterable[tuple[str, str]] = PAIRS
 ) -> Mapping[tuple[str, str], Any]:
     """The library's functions `prefix`_FROM_TO, by the types of what is read and of what is written or judged."""
-    by_pair = {pair: getattr(found, f"{prefix}_{'_'.join(pair).lower()}") for pair in PAIRS}
+    by_pair = {pair: getattr(found, f"{prefix}_{'_'.join(pair).lower()}") for pair in pairs}
     for function in by_pair.values():
         function.argtypes, function.restype = argtypes, restype
     return by_pair

@@ -7,6 +7,12 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define EXPORT __attribute__((visibility("default")))
+/* Compiled for several instruction sets, of which the loader takes the widest that the CPU has. */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__gnu_linux__)
+#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define CLONES
+#endif
 
 enum { F32 = 0, BF16 = 1, F16 = 2 };
 

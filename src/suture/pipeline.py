@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +13,7 @@ from suture.equality import Equality
 from suture.errors import Findings, OutputError, SutureError
 from suture.formats import file_sha256, fingerprint, read_adapter, read_dense
 from suture.formats.ledger import ledger_or_problem
-from suture.measures import measure, survival
+from suture.measures import kept, measure, survival
 from suture.onto import onto
 from suture.planning import Identity, build_plan, draft_operations, settle
 from suture.planning.requantize import require_possible
@@ -150,8 +150,9 @@ def forecast(
     from suture import execute
 
     case = load_case(base, adapter, options or Options(), reading or Reading(), "values")
-    inputs = execute.Inputs(case.checkpoint, case.adapter)
-    return execute.forecast(plan_of(case), inputs, None if out is None else Path(out), running)
+    todo, inputs = plan_of(case), execute.Inputs(case.checkpoint, case.adapter)
+    found = execute.forecast(todo, inputs, None if out is None else Path(out), running)
+    return replace(found, kept=kept(case.checkpoint, case.adapter, todo.operations))
 
 
 def plan_of(case: Case) -> Plan:
@@ -229,7 +230,14 @@ def carry_out(todo: Plan, inputs: Inputs, out: Path, running: Running, progress:
     from suture.verification import replay
 
     with execute.stop_signals() as stop:
-        staged = execute.run(todo, inputs, out, running, _stage(progress, "merge", todo.n_bytes_written))
+        staged = execute.run(
+            todo,
+            inputs,
+            out,
+            running,
+            _stage(progress, "merge", todo.n_bytes_written),
+            kept(inputs.checkpoint, inputs.adapter, todo.operations),
+        )
         with execute.giving_up(staged):
             verdict = replay(
                 todo,

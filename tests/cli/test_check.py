@@ -51,6 +51,16 @@ def test_names_that_lead_nowhere(run, base, adapters):
     assert result.stdout == f"checked {adapters / 'lost'} on {base}\n\n{LOST}{next_step}"
 
 
+def test_how_far_matrices_move_is_in_the_document(document, base, adapters):
+    assert document("check", base, adapters / "qv")[1]["moves"] == []
+    code, found = document("check", base, adapters / "qv", "--deep", "--dtype", "bf16")
+    assert code == 0
+    assert len(found["moves"]) == 4
+    for move in found["moves"]:
+        assert abs(move["stochastic"]["share"] - 1) < 0.3
+        assert 0 < move["nearest"]["lost"] < move["stochastic"]["lost"]
+
+
 def test_news_is_no_error(run, base, adapters):
     result = run("check", base, adapters / "head")
     assert result.exit_code == 0
@@ -67,7 +77,7 @@ def test_json(document, base, adapters):
     assert code == 1
     assert (found["n_errors"], found["n_warnings"]) == (1, 0)
     assert [f["code"] for f in found["findings"]] == ["M301"]
-    clean = {"kind": "pair", "findings": [], "n_errors": 0, "n_warnings": 0, "n_infos": 0, "layers": []}
+    clean = {"kind": "pair", "findings": [], "n_errors": 0, "n_warnings": 0, "n_infos": 0, "layers": [], "moves": []}
     assert document("check", base, adapters / "qv") == (0, clean)
 
 

@@ -109,6 +109,15 @@ def test_ctrl_c_while_verifying_leaves_nothing(run, base, adapters, tmp_path, mo
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("command", ["merge", "plan", "verify", "check"])
+def test_a_seed_where_nothing_is_random(run, base, adapters, tmp_path, command):
+    more = {"merge": ["-o", tmp_path / "out"], "verify": [tmp_path]}.get(command, [])
+    found = run(command, base, adapters / "qv", *more, "--seed", 3)
+    assert found.exit_code == 2
+    assert "--seed is of random bits, and nothing is random" in found.stderr
+    assert "Add --rounding stochastic." in found.stderr
+
+
 def test_options_reach_the_merge(run, base, adapters, tmp_path, monkeypatch):
     seen = {}
 
@@ -120,6 +129,7 @@ def test_options_reach_the_merge(run, base, adapters, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     options = ["--tied", "keep", "--dtype", "f16", "--tokenizer", "base", "--ignore", "m305", "--ignore", "N502"]
     options += ["--onto", "dequantized", "--trained-on", "fp4-nested", "--output", "same"]
+    options += ["--rounding", "stochastic", "--seed", 3]
     sources = ["--adapter-name", "x", "--revision", "r1", "--adapter-revision", "r2", "--allow-pickle", "--offline"]
     how = ["--workers", 3, "--durability", "fast", "--verify", "full"]
     run("merge", base, adapters / "qv", "-o", tmp_path / "out", *options, *sources, *how)
@@ -131,6 +141,8 @@ def test_options_reach_the_merge(run, base, adapters, tmp_path, monkeypatch):
         output="same",
         tokenizer="base",
         ignore=("M305", "N502"),
+        rounding="stochastic",
+        seed=3,
     )
     assert seen["reading"] == pipeline.Reading("r1", "r2", "x", allow_pickle=True)
     assert (seen["running"].workers, seen["running"].durable, seen["running"].full_verify) == (3, False, True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from suture import compiled
@@ -37,6 +39,14 @@ def test_json_has_the_plan_and_what_it_costs(document, base, adapters):
     assert sum(op.why == "merge" for op in plan.operations) == 4
     assert found["n_bytes_computed"] + found["n_bytes_copied"] == plan.n_bytes_written
     assert (found["workers"], found["seconds"]) == (1, None)
+
+
+def test_what_rounding_keeps_is_told_where_there_is_any(run, base, adapters):
+    told = run("plan", base, adapters / "qv", "--dtype", "bf16").stdout
+    assert re.search(
+        r"  updates     to nearest \d+% kept, cosine \d\.\d\d; at random \d+% kept, cosine \d\.\d\d \(rows of 4 m", told
+    )
+    assert "updates" not in run("plan", base, adapters / "qv").stdout
 
 
 def test_a_missing_kernel_is_told(run, base, adapters, monkeypatch):

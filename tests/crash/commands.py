@@ -127,6 +127,7 @@ class Scene:
 
     inputs: Path
     folder: Path
+    options: tuple[str, ...] = ()  # of the merge
 
     @property
     def out(self) -> Path:
@@ -141,7 +142,7 @@ class Scene:
     @property
     def merge(self) -> list[object]:
         """The arguments of the merge."""
-        return ["merge", self.inputs / "base", self.inputs / "adapter", "-o", self.out]
+        return ["merge", self.inputs / "base", self.inputs / "adapter", "-o", self.out, *self.options]
 
     def popen(self, *more: object, **changes: Any) -> subprocess.Popen[str]:
         """The real command."""

@@ -104,13 +104,13 @@ def place() -> Iterator[Path]:
 
 
 @pytest.fixture
-def scene(place) -> Iterator[Callable[[Path], Scene]]:
+def scene(place) -> Iterator[Callable[..., Scene]]:
     """A scene on the inputs of that folder. In the end they must be as they were, and nothing may run any more."""
     before: dict[Path, dict[str, str]] = {}
 
-    def of(inputs: Path) -> Scene:
+    def of(inputs: Path, *options: str) -> Scene:
         before[inputs] = sums(inputs)
-        return Scene(inputs, place)
+        return Scene(inputs, place, options)
 
     yield of
     assert {inputs: sums(inputs) for inputs in before} == before
@@ -118,18 +118,18 @@ def scene(place) -> Iterator[Callable[[Path], Scene]]:
 
 
 @pytest.fixture(scope="session")
-def whole(server, tmp_path_factory) -> Callable[[Path], dict[str, str]]:
+def whole(server, tmp_path_factory) -> Callable[..., dict[str, str]]:
     """The sha256 of every file of an undisturbed merge of these inputs."""
-    known: dict[Path, dict[str, str]] = {}
+    known: dict[tuple[Path, tuple[str, ...]], dict[str, str]] = {}
 
-    def of(inputs: Path) -> dict[str, str]:
-        if inputs not in known:
-            made = Scene(inputs, tmp_path_factory.mktemp("whole"))
+    def of(inputs: Path, *options: str) -> dict[str, str]:
+        if (inputs, options) not in known:
+            made = Scene(inputs, tmp_path_factory.mktemp("whole"), options)
             (made.folder / "made").mkdir()
             ended = server.run(made.merge)
             assert ended.code == 0, ended.stderr
-            known[inputs] = sums(made.out)
+            known[inputs, options] = sums(made.out)
             shutil.rmtree(made.out)
-        return known[inputs]
+        return known[inputs, options]
 
     return of

@@ -118,8 +118,8 @@ class Campaign:
 
 @pytest.fixture
 def campaign(server, scene, whole):
-    def begin(inputs: Path, seed: int) -> Campaign:
-        begun = Campaign(server, scene(inputs), whole(inputs), seed)
+    def begin(inputs: Path, seed: int, *options: str) -> Campaign:
+        begun = Campaign(server, scene(inputs, *options), whole(inputs, *options), seed)
         begun.measure()
         return begun
 
@@ -128,6 +128,15 @@ def campaign(server, scene, whole):
 
 def test_killed_at_some_calls(campaign, llama):
     killed = campaign(llama, 1)
+    while killed.kills < 10:
+        killed.merge(by_time=False)
+    assert killed.continued
+
+
+def test_random_bits_do_not_depend_on_kills(campaign, llama, whole):
+    options = ("--rounding", "stochastic", "--seed", "5")
+    killed = campaign(llama, 4, *options)
+    assert whole(llama, *options) != whole(llama)
     while killed.kills < 10:
         killed.merge(by_time=False)
     assert killed.continued

@@ -72,6 +72,13 @@ class Tokenizer(StrEnum):
     adapter = "adapter"
 
 
+class Rounding(StrEnum):
+    """--rounding"""
+
+    nearest = "nearest"
+    stochastic = "stochastic"
+
+
 class Durability(StrEnum):
     """--durability"""
 
@@ -168,12 +175,22 @@ class Choices:
     tokenizer: Annotated[
         Tokenizer, Option("Whose tokenizer: the adapter's when it extends the base's, or as told.")
     ] = Tokenizer.auto
+    rounding: Annotated[
+        Rounding, Option("Rounding of what changes to 16 bits: at random keeps small updates, on average.")
+    ] = Rounding.nearest
+    seed: Annotated[int | None, Option("Of the random bits of --rounding stochastic. Default: 0.", "N", min=0)] = None
     ignore: Annotated[
         tuple[str, ...], Option("Pass over this rule; a merge allows it for some rules only. May be repeated.", "CODE")
     ] = ()
 
     def of_bytes(self) -> Options:
-        """The library's value, without `ignore`."""
+        """The library's value, without `ignore`.
+
+        Raises:
+            UsageError: a seed where nothing is random.
+        """
+        if self.seed is not None and self.rounding is Rounding.nearest:
+            raise UsageError("--seed is of random bits, and nothing is random", do="Add --rounding stochastic.")
         from suture.values import Options
 
         dtype = self.dtype.value.upper() if self.dtype else None
@@ -184,13 +201,15 @@ class Choices:
             trained_on=self.trained_on.value if self.trained_on else None,
             output=self.output.value,
             tokenizer=self.tokenizer.value,
+            rounding=self.rounding.value,
+            seed=self.seed or 0,
         )
 
     def options(self) -> Options:
         """The library's value.
 
         Raises:
-            UsageError: a code that there is not, or that cannot be ignored.
+            UsageError: a code that there is not, or that cannot be ignored; a seed where nothing is random.
         """
         codes = tuple(sorted({code.upper() for code in self.ignore}))
         if codes:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from suture.inspection import AdapterFacts, BaseFacts, Inspection, Trainable
     from suture.pages import ModeRow, Page, RuleRow
     from suture.repairing import Fixed
-    from suture.values import Finding, Forecast, LogitsReport, Plan, Repair, TensorVerdict, Verdict
+    from suture.values import Finding, Forecast, KeptUpdates, LogitsReport, Plan, Repair, TensorVerdict, Verdict
 
 COLOURS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 WIDTH = 100  # of running text
@@ -250,11 +250,21 @@ def plan(out: Out, found: Forecast) -> None:
         ("disk", f"{size(found.n_bytes_disk)} free"),
         ("memory", f"at most about {size(found.n_bytes_memory)}, with {counted(found.workers, 'thread')}"),
         ("time", took),
+        ("updates", _kept(found.kept)),
         ("kernel", found.kernel),
         ("plan", plan_id(todo)),
     ]
     _rows(out, rows)
     slow_kernel(out)
+
+
+def _kept(found: KeptUpdates | None) -> str:
+    """What each way of rounding keeps of the updates; empty where nothing is written in 16 bits."""
+    if found is None:
+        return ""
+    ways = {"to nearest": found.nearest, "at random": found.stochastic}
+    told = [f"{way} {k.share:.0%} kept, cosine {k.cosine:.2f}" for way, k in ways.items()]
+    return f"{'; '.join(told)} (rows of {found.n_matrices} matrices)"
 
 
 def slow_kernel(out: Out) -> None:
@@ -300,6 +310,7 @@ def merged(out: Out, found: Merged) -> None:
     speed = size(found.plan.n_bytes_written / found.seconds) if found.seconds else "?"
     rows = [
         ("verified", f"{how}, before the folder appeared"),
+        ("updates", _kept(found.receipt.kept)),
         ("receipt", str(found.out / "suture_receipt.json")),
         ("wrote", f"{size(found.plan.n_bytes_written)} in {found.seconds:.1f} s ({speed}/s, verification included)"),
     ]

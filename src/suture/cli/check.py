@@ -49,6 +49,7 @@ def check(  # noqa: PLR0913 - one parameter a group of options
         "n_warnings": found.count("warning"),
         "n_infos": found.count("info"),
         "layers": found.layers,
+        "moves": found.moves,
     }
     show = _form(found, forms, subject, adapter)
     other = "--sarif" if forms.sarif else "--github" if forms.github else ""

@@ -31,7 +31,7 @@ from suture.factors import FactorReader
 from suture.formats import TensorReader
 from suture.formats.quantized.requantize import libraries
 from suture.planning.codec import plan_id
-from suture.values import Forecast, Plan, Running, Staged
+from suture.values import Forecast, KeptUpdates, Plan, Receipt, Running, Staged
 
 __all__ = [
     "Inputs",
@@ -48,7 +48,12 @@ __all__ = [
 
 
 def run(
-    plan: Plan, inputs: Inputs, out: Path, running: Running | None = None, progress: Progress | None = None
+    plan: Plan,
+    inputs: Inputs,
+    out: Path,
+    running: Running | None = None,
+    progress: Progress | None = None,
+    kept: KeptUpdates | None = None,
 ) -> Staged:
     """Write all that the plan says into a hidden folder beside `out`. Then `publish` it, or `abandon` it.
 
@@ -58,6 +63,7 @@ def run(
     Args:
         running: workers, durability, hashes … The bytes do not depend on it, but for a device.
         progress: called with the bytes written since its last call; `plan.n_bytes_written` in all.
+        kept: what rounding leaves of the updates, for the receipt.
 
     Raises:
         InputError: an input cannot be read; InputChanged: it is not what the plan was made from.
@@ -68,10 +74,7 @@ def run(
     check_inputs(plan, inputs)
     check_computable(plan, inputs)
     whole = whole_files(plan, inputs, tell=running.link)
-    links = whole if running.link else {}
-    pieces = split(plan, links)
-    workers = workers_within(plan, running, len(pieces))
-    formulas = Device(running.device) if running.device else fused.load()
+    links, pieces, workers, formulas = _means(plan, running, whole)
     with stop_signals() as stop, claiming(out, identity := plan_id(plan)) as claimed:
         require_linkable(claimed, links)
         written = [file for file in plan.files if file.name not in links]
@@ -88,15 +91,29 @@ def run(
             _weights(plan, inputs, stage, left, _Team(workers, formulas, hashes), progress)
             base_sha256 = hashes_of_read(_shards(inputs), stage, workers) if running.hash_inputs else {}
             require_unchanged(plan, inputs, before)
-            for name, path in sorted(links.items()):
-                stage.link(name, path)
+            stage.link(links)
             if running.hashes:
                 sha256 |= {name: hashes[name].hexdigest() for name in hashes} | hashes_of_read(links, stage, workers)
-            receipt = make_receipt(plan, inputs, kernel, Made(identity, sha256, base_sha256, tuple(sorted(links))))
-            stage.text(RECEIPT, receipt_bytes(receipt))
-            stage.wait_for_disk()
-            stage.check()
+            made = Made(identity, sha256, base_sha256, tuple(sorted(links)), kept)
+            _end(stage, receipt := make_receipt(plan, inputs, kernel, made))
         return hand_over(claimed, receipt)
+
+
+def _means(
+    plan: Plan, running: Running, whole: Mapping[str, Path]
+) -> tuple[Mapping[str, Path], tuple[Piece, ...], int, Formulas | None]:
+    """The files that become links, the pieces of all others, how many work on them, and with what."""
+    links = whole if running.link else {}
+    pieces = split(plan, links)
+    workers = workers_within(plan, running, len(pieces))
+    return links, pieces, workers, Device(running.device) if running.device else fused.load()
+
+
+def _end(stage: Stage, receipt: Receipt) -> None:
+    """Write the receipt, and wait until the disk has everything."""
+    stage.text(RECEIPT, receipt_bytes(receipt))
+    stage.wait_for_disk()
+    stage.check()
 
 
 def forecast(plan: Plan, inputs: Inputs, out: Path | None, running: Running | None = None) -> Forecast:
@@ -107,10 +124,8 @@ def forecast(plan: Plan, inputs: Inputs, out: Path | None, running: Running | No
         InputError: an input cannot be read. OutputError, DiskFull: nothing can be written beside `out`.
     """
     running = running or Running()
-    links = whole_files(plan, inputs, tell=True) if running.link else {}
-    pieces = split(plan, links)
-    workers = workers_within(plan, running, len(pieces))
-    formulas = Device(running.device) if running.device else fused.load()
+    whole = whole_files(plan, inputs, tell=True) if running.link else {}
+    links, pieces, workers, formulas = _means(plan, running, whole)
     linked = sum(file.n_bytes for file in plan.files if file.name in links)
     took = None
     if out is not None:

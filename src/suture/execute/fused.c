@@ -15,12 +15,24 @@
 
 #define TILE 64
 #define ROWS 4
+#define DRAWN 1024 /* random bits at once: whole groups of noise.c */
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__gnu_linux__)
-#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define CLONES
-#endif
+/* Up or down at random, by 32 bits r: they are added below the last bit that is kept, and what is below is cut off. Beyond the
+ * largest finite value there is no neighbour above: there it is rounding to nearest. */
+INLINE uint16_t to_bf16_at_random(float x, uint32_t r) {
+    uint32_t u = bits(x);
+    return (u & 0x7FFFFFFF) > 0x7F7F0000 ? to_bf16(x) : (uint16_t)((u + (r >> 16)) >> 16);
+}
+
+INLINE uint16_t to_f16_at_random(float x, uint32_t r) {
+    uint32_t u = bits(x), sign = (u >> 16) & 0x8000, rest = u & 0x7FFFFFFF, exponent = rest >> 23;
+    uint32_t normal = (rest - (112u << 23) + (r >> 19)) >> 13;
+    uint64_t fraction = (rest & 0x7FFFFF) | (exponent ? 0x800000 : 0);
+    uint32_t places = 126 - (exponent ? exponent : 1);  /* subnormal: steps of 2^-24, with 32 bits after the point */
+    uint32_t small = (uint32_t)(((fraction << 32 >> (places < 63 ? places : 63)) + r) >> 32);
+    return rest > 0x477FE000 ? to_f16(x) : (uint16_t)(sign | (exponent < 113 ? small : normal));
+}
+
 INLINE void tile(const void *w, void *out, const float *b, const float *a, float s, size_t at, size_t stride, size_t rank,
                  int n_rows, int n_cols, int from, int to) {
     float sum[ROWS][TILE];
@@ -92,5 +104,23 @@ LENGTHS(f32, F32)
 LENGTHS(bf16, BF16)
 LENGTHS(f16, F16)
 
+void suture_noise(const uint32_t *key, uint64_t first, size_t n, uint32_t *out);  /* noise.c */
+
+/* n values of 16 bits out of v, by the random bits of the values from number `first` on. */
+#define AT_RANDOM(name, to) \
+    CLONES EXPORT void suture_at_random_##name(const float *v, uint16_t *out, size_t n, const uint32_t *key, uint64_t first) { \
+        uint32_t r[DRAWN]; \
+        for (size_t at = 0; at < n;) { \
+            size_t left = n - at, here = DRAWN - (first + at) % DRAWN; \
+            here = here < left ? here : left; \
+            suture_noise(key, first + at, here, r); \
+            for (size_t i = 0; i < here; i++) out[at + i] = to(v[at + i], r[i]); \
+            at += here; \
+        } \
+    }
+
+AT_RANDOM(bf16, to_bf16_at_random)
+AT_RANDOM(f16, to_f16_at_random)
+
 EXPORT size_t suture_tile(void) { return TILE; }
-EXPORT int suture_version(void) { return 3; }
+EXPORT int suture_version(void) { return 4; }

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
-from suture import compiled
+from suture import compiled, noise
 from suture.errors import FormatError, InputError, SutureError
+from suture.execute.at_random import round_at_random
 from suture.execute.inputs import Inputs
 from suture.execute.pieces import Rows, row_bytes
 from suture.execute.requantize import quantized
@@ -86,10 +87,14 @@ class Kernel:
         out = raw if dtype == op.dtype else self._buffer("out", raw.shape, DTYPES[op.dtype].storage)
         for rows, here in _runs(block, terms):
             part = slice(rows.start - block.start, rows.stop - block.start)
-            if here:
+            if here and op.seed is not None:
+                v = self._buffer("between", raw[part].shape, np.dtype(np.float32))
+                self._chain(raw[part], v, [t.of(rows) for t in here], (dtype, "F32"), formulas)
+                _round(v, op, rows.start, out[part], at_random=True)
+            elif here:
                 self._chain(raw[part], out[part], [t.of(rows) for t in here], (dtype, op.dtype), formulas)
             elif dtype != op.dtype:
-                from_float(to_float(raw[part], dtype), op.dtype, out[part])
+                _round(to_float(raw[part], dtype), op, rows.start, out[part], at_random=_is_random(op, here))
         return out
 
     def _chain(self, w: Array, out: Array, terms: list[Bound], dtypes: tuple[str, str], formulas: Formulas) -> None:
@@ -114,7 +119,12 @@ class Kernel:
                 if _overlap(term, block.start, block.stop):
                     _apply(w, block, term, f, op)
         out = self._buffer("raw", w.shape, DTYPES[op.dtype].storage)
-        return from_float(w, op.dtype, out, self._buffer("scratch", w.shape, np.dtype(np.uint32)))
+        if op.seed is None:
+            return from_float(w, op.dtype, out, self._buffer("scratch", w.shape, np.dtype(np.uint32)))
+        for rows, here in _runs(block, bound):
+            part = slice(rows.start - block.start, rows.stop - block.start)
+            _round(w[part], op, rows.start, out[part], at_random=_is_random(op, here))
+        return out
 
     def _bind(self, step: Rows, k: int, term: Term) -> Bound:
         """The term cut to the step's rows, with its factors. What a method prepares is kept for the tensor."""
@@ -181,6 +191,20 @@ def _runs(block: slice, terms: list[Bound]) -> Iterator[tuple[slice, list[Bound]
         edges |= {row for row in (term.start, term.stop) if block.start < row < block.stop}
     for first, last in itertools.pairwise(sorted(edges)):
         yield slice(first, last), [t for t in terms if _overlap(t.term, first, last)]
+
+
+def _is_random(op: Operation, terms: list[Bound]) -> bool:
+    """True for rows with these terms if they are not rounded to nearest."""
+    return op.seed is not None and (bool(terms) or op.source.origin == "adapter")
+
+
+def _round(v: Array, op: Operation, row: int, out: Array, *, at_random: bool) -> None:
+    """Values of the rows from `row` on, as they are stored."""
+    if at_random:
+        assert op.seed is not None
+        round_at_random(v, op.dtype, noise.key(op.seed, op.tensor), row * op.cols, out)
+    else:
+        from_float(v, op.dtype, out)
 
 
 def working_dtype(op: Operation) -> np.dtype[Any]:

@@ -17,7 +17,7 @@ from suture import compiled
 from suture.codec import to_json
 from suture.execute.device import Device
 from suture.execute.inputs import Inputs
-from suture.values import Plan, Receipt
+from suture.values import KeptUpdates, Plan, Receipt
 
 RECEIPT = "suture_receipt.json"
 SCHEMA = 1
@@ -43,12 +43,15 @@ def kernel_name(formulas: object = None, quantizers: str = "") -> str:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What a merge has put down: whose plan, hashes by file name, where they were wanted, and files that are links."""
+    """What a merge has put down: whose plan, hashes by file name, where they were wanted, files that are links, and
+    what rounding left of the updates.
+    """
 
     plan_id: str
     sha256: Mapping[str, str]
     base_sha256: Mapping[str, str]
     linked: tuple[str, ...]
+    kept: KeptUpdates | None = None
 
 
 def make_receipt(plan: Plan, inputs: Inputs, kernel: str, made: Made) -> Receipt:
@@ -73,6 +76,7 @@ def make_receipt(plan: Plan, inputs: Inputs, kernel: str, made: Made) -> Receipt
         notes=plan.notes,
         base_sha256=made.base_sha256,
         linked=made.linked,
+        kept=made.kept,
     )
 
 

@@ -65,16 +65,17 @@ class Stage:
         """Weight files that now share their blocks with the file they equal, where the file system can do that."""
         return frozenset(name for name in sources if self._clone(name, sources[name]))
 
-    def link(self, name: str, source: Path) -> None:
-        """Make a weight file another name of the file that it equals.
+    def link(self, sources: Mapping[str, Path]) -> None:
+        """Make weight files other names of the files that they equal.
 
         Raises:
             OutputError: the file system does not allow it.
         """
-        with self._writing(self._folder / name):
-            place = self._place(name)
-            place.unlink(missing_ok=True)
-            place.hardlink_to(source)
+        for name in sorted(sources):
+            with self._writing(self._folder / name):
+                place = self._place(name)
+                place.unlink(missing_ok=True)
+                place.hardlink_to(sources[name])
 
     def write(self, file: str, offset: int, data: memoryview) -> None:
         """Write all bytes of `data` at `offset` of a weight file."""

@@ -65,8 +65,10 @@ def _table() -> dict[str, DType]:
 
 DTYPES: Mapping[str, DType] = MappingProxyType(_table())
 
-_BF16_NAN = 0x7FC0
-_BF16_SIGN = 0x8000
+# Of 16 bits: the sign, all but the sign, NaN, and the largest finite values.
+_SIGN, _REST = np.uint16(0x8000), np.uint16(0x7FFF)
+_NAN = {"F16": np.uint16(0x7E00), "BF16": np.uint16(0x7FC0)}
+_LARGEST = {"F16": 65504.0, "BF16": (2.0 - 2.0**-7) * 2.0**127}
 
 
 def compute_dtype(dtype: str) -> np.dtype[Any]:
@@ -119,6 +121,56 @@ def from_float(x: Array, dtype: str, out: Array | None = None, scratch: Array | 
     return out
 
 
+def from_float_at_random(x: Array, dtype: str, bits: Array, out: Array | None = None) -> Array:
+    """Values as they are stored, rounded up or down at random, so that on average nothing is lost.
+
+        |x| = (k + f) · step,   0 ≤ f < 1        becomes  (k + 1) · step  where  f + bits / 2³² ≥ 1,  else  k · step
+
+    step is the distance of the neighbours of |x|. What can be stored exactly stays; NaN stays NaN. Beyond the largest
+    finite value there is no neighbour above: there, as for infinities, it is `from_float`.
+
+    Args:
+        x: float32 or float64 array, any shape; it is not changed.
+        dtype: "F16" or "BF16".
+        bits: uint32 array of x's shape.
+        out: array of x's shape and of the dtype's storage type.
+    """
+    if dtype not in ("F16", "BF16"):
+        raise ValueError(f"{dtype} values are rounded to nearest")
+    if out is None:
+        out = np.empty(x.shape, DTYPES[dtype].storage)
+    if dtype == "BF16" and x.dtype == np.float32:
+        return _bf16_at_random(x, bits, out)
+    from_float(x, dtype, out)
+    raw, size = out.view(np.uint16), np.abs(x)
+    with np.errstate(all="ignore"):
+        near = raw & _REST
+        below = near - (_size(near, dtype) > size)
+        low, high = _size(below, dtype), _size(below + np.uint16(1), dtype)
+        above = (size - low) / (high - low) >= 1.0 - bits * 2.0**-32
+        np.copyto(raw, (raw & _SIGN) | (below + above), where=size <= _LARGEST[dtype])
+    np.copyto(raw, (raw & _SIGN) | _NAN[dtype], where=np.isnan(x))
+    return out
+
+
+def _bf16_at_random(x: Array, bits: Array, out: Array) -> Array:
+    """The upper half of each float32, after adding 16 random bits to the lower half."""
+    rounded = bits >> np.uint32(16)
+    np.add(rounded, x.view(np.uint32), out=rounded)
+    np.right_shift(rounded, 16, out=rounded)
+    np.copyto(out, rounded, casting="unsafe")
+    special = ~(np.abs(x) <= _LARGEST["BF16"])
+    if special.any():
+        out[special] = from_float(x[special], "BF16")
+    return out
+
+
+def _size(raw: Array, dtype: str) -> Array:
+    """What 16 bits without a sign are worth."""
+    stored = raw.view(np.float16) if dtype == "F16" else raw
+    return to_float(stored, dtype).astype(np.float64)
+
+
 def _require_computable(dtype: str) -> None:
     if dtype not in DTYPES or not DTYPES[dtype].computable:
         raise ValueError(f"{dtype} values cannot be computed with")
@@ -137,7 +189,7 @@ def _round_to_bf16(x: Array, out: Array, scratch: Array | None) -> None:
     # The maximum of an array is NaN if any item is; the carry has spoilt those items above.
     if np.isnan(np.max(x, initial=-np.inf)):
         nan = np.isnan(x)
-        out[nan] = ((bits[nan] >> 16) & _BF16_SIGN) | _BF16_NAN
+        out[nan] = ((bits[nan] >> 16) & _SIGN) | _NAN["BF16"]
 
 
 def _round_to_odd(x: Array) -> Array:

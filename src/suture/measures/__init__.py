@@ -15,16 +15,30 @@ from suture.factors import FactorReader
 from suture.formats import TensorReader
 from suture.formats.dtypes import DTYPES
 from suture.measures.apart import Apart, apart
-from suture.measures.moves import Broken, Move, Turn, is_measured, is_scanned, is_turned, move, scan, turn
+from suture.measures.moves import Broken, Move, Turn, is_measured, is_scanned, is_turned, move, moved, scan, turn
 from suture.measures.new_rows import NewRows, new_rows
 from suture.measures.places import Places, places
+from suture.measures.rounding import SIXTEEN, Rounded, spread
 from suture.measures.sampling import Files
 from suture.measures.survival import Survival, survival
-from suture.values import Adapter, Arch, Checkpoint, Operation, Resolved, TensorInfo
+from suture.values import Adapter, Arch, Checkpoint, KeptUpdates, Operation, Resolved, TensorInfo
 
-__all__ = ["Apart", "Broken", "Measures", "Move", "NewRows", "Places", "Survival", "Turn", "measure", "survival"]
+__all__ = [
+    "Apart",
+    "Broken",
+    "Measures",
+    "Move",
+    "NewRows",
+    "Places",
+    "Survival",
+    "Turn",
+    "kept",
+    "measure",
+    "survival",
+]
 
 BLOCK_VALUES = 1 << 20
+FEW_MATRICES, FEW_STRIPES = 32, 2  # what every merge can afford
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +85,32 @@ def measure(
                 tuple(places(resolved, adapter, arch, stored, files)),
                 tuple(apart(operations, checkpoint.packed, (m for m, _ in measured), files)),
             )
+
+
+def kept(checkpoint: Checkpoint, adapter: Adapter, operations: Sequence[Operation]) -> KeptUpdates | None:
+    """What rounding leaves of the updates, estimated from two runs of rows of some matrices.
+
+    Returns:
+        None where no matrix with a low-rank update is written in 16 bits, or nothing moves; and where weights are
+        quantised on the way, each as a whole, which only to look at some rows would take too long.
+    """
+    if checkpoint.quantization is not None and not checkpoint.quantization.stored:
+        return None
+    candidates = (op for op in operations if op.dtype in SIXTEEN and not op.part_of)
+    chosen = spread([op for op in candidates if is_measured(op, adapter)], FEW_MATRICES)
+    if not chosen:
+        return None
+    update, nearest, stochastic = 0.0, Rounded(), Rounded()
+    with TensorReader.of(checkpoint) as base, TensorReader(adapter.folder) as tuned, np.errstate(all="ignore"):
+        files = Files(base, tuned, FactorReader(adapter.tensors, tuned))
+        for op in chosen:
+            sums, _, counts = moved(op, files, FEW_STRIPES)
+            if not counts[1:].any():  # all is finite
+                weight = op.rows / sums.n_rows
+                update += weight * sums.update
+                nearest += sums.nearest.times(weight)
+                stochastic += sums.stochastic.times(weight)
+    return KeptUpdates(nearest.kept(update), stochastic.kept(update), len(chosen)) if update else None
 
 
 def _stored(checkpoint: Checkpoint, arch: Arch) -> dict[str, TensorInfo]:

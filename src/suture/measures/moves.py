@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from suture.factors import cut_rows
-from suture.formats.dtypes import DTYPES, Array, from_float, to_float
+from suture.formats.dtypes import DTYPES, Array
+from suture.measures import sampling
+from suture.measures.rounding import Rounded, at_random, to_nearest
 from suture.measures.sampling import F64, Files, stripes
 from suture.methods import METHODS
-from suture.values import Adapter, Operation, Term
+from suture.values import Adapter, Kept, Operation, Term
 
 MEASURED = {"lora", "dora"}  # `prepare` of the others would need every row
 DORA = {"dora", "dora_columns"}
@@ -24,8 +27,9 @@ class Move:
     dtype: str  # that it is written in
     base: float  # ‖W‖
     update: float  # ‖ΔW‖
-    lost: float  # ‖(W' as it is written) − W'‖: what rounding takes from the update
     magnitude: float | None  # DoRA: the median of |m / ‖W‖ − 1| over the rows; None for other methods
+    nearest: Kept  # what rounding leaves of the update
+    stochastic: Kept
 
     @property
     def ratio(self) -> float:
@@ -33,9 +37,9 @@ class Move:
         return self.update / self.base if self.base else 0.0
 
     @property
-    def loss(self) -> float:
-        """The share of the update that rounding takes; 0 where nothing moves."""
-        return self.lost / self.update if self.update else 0.0
+    def is_finite(self) -> bool:
+        """True where all of it is a number."""
+        return all(map(math.isfinite, (self.base, self.update, self.nearest.lost, self.stochastic.lost)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,21 +65,41 @@ class Broken:
     n_after: int  # finite there, and not finite as they are written
 
 
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Sums over the sampled rows of one matrix."""
+
+    base: float = 0.0  # ‖W‖²
+    update: float = 0.0  # ‖ΔW‖²
+    nearest: Rounded = field(default_factory=Rounded)
+    stochastic: Rounded = field(default_factory=Rounded)
+    n_rows: int = 0
+
+
 def move(op: Operation, files: Files) -> tuple[Move, Broken]:
     """Measure a matrix that `is_measured`."""
-    base = update = lost = 0.0
-    counts = np.zeros(3, np.int64)
-    shares: list[Array] = []
-    for rows in stripes(op.rows):
+    sums, shares, counts = moved(op, files, sampling.STRIPES)
+    magnitude = float(np.median(np.concatenate(shares))) if shares else None
+    kept = sums.nearest.kept(sums.update), sums.stochastic.kept(sums.update)
+    return Move(op.tensor, op.dtype, sums.base**0.5, sums.update**0.5, magnitude, *kept), _broken(op, counts)
+
+
+def moved(op: Operation, files: Files, n_stripes: int) -> tuple[Moved, list[Array], Array]:
+    """The sums over that many stripes; of DoRA each row's |m / ‖W‖ − 1|; and what is not finite."""
+    sums, counts, shares = Moved(), np.zeros(3, np.int64), list[Array]()
+    for rows in stripes(op.rows, n_stripes):
         w = files.source(op, rows)
         v = changed(op, w, rows, files, shares)
-        written = _written(v, op)
-        base += float(np.square(w).sum())
-        update += float(np.square(v - w).sum())
-        lost += float(np.square(written - v).sum())
-        counts += _counts(w, written)
-    magnitude = float(np.median(np.concatenate(shares))) if shares else None
-    return Move(op.tensor, op.dtype, base**0.5, update**0.5, lost**0.5, magnitude), _broken(op, counts)
+        near = to_nearest(v, op)
+        sums = Moved(
+            sums.base + float(np.square(w).sum()),
+            sums.update + float(np.square(v - w).sum()),
+            sums.nearest + Rounded.of(w, v, near),
+            sums.stochastic + Rounded.of(w, v, at_random(v, op, rows)),
+            sums.n_rows + len(w),
+        )
+        counts += _counts(w, near)
+    return sums, shares, counts
 
 
 def changed(op: Operation, w: Array, rows: slice, files: Files, shares: list[Array] | None = None) -> Array:
@@ -118,7 +142,7 @@ def scan(op: Operation, files: Files) -> Broken:
     counts = np.zeros(3, np.int64)
     for rows in stripes(op.rows):
         w = files.source(op, rows)
-        counts += _counts(w, w if op.terms else _written(w, op))
+        counts += _counts(w, w if op.terms else to_nearest(w, op))
     return _broken(op, counts)
 
 
@@ -154,10 +178,6 @@ def _apply(v: Array, w: Array, here: slice, term: Term, files: Files) -> list[Ar
         return []
     norms = np.sqrt(np.square(w[here]).sum(axis=1))
     return [np.abs(factors["m"][norms > 0] / norms[norms > 0] - 1.0)]
-
-
-def _written(v: Array, op: Operation) -> Array:
-    return to_float(from_float(v, op.dtype), op.dtype).astype(F64)
 
 
 def _counts(before: Array, after: Array) -> Array:

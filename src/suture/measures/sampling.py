@@ -36,13 +36,18 @@ class Files:
         return found
 
 
-def stripes(n_rows: int) -> Iterator[slice]:
-    """The sampled rows: all of a small matrix, else runs that are evenly spread, the first and the last row among."""
-    if n_rows <= STRIPES * STRIPE_ROWS:
+def stripes(n_rows: int, count: int | None = None) -> Iterator[slice]:
+    """The sampled rows: all of a small matrix, else runs that are evenly spread, the first and the last row among.
+
+    Args:
+        count: of the runs, at least 2; STRIPES unless told.
+    """
+    count = STRIPES if count is None else count
+    if n_rows <= count * STRIPE_ROWS:
         yield slice(0, n_rows)
         return
-    for k in range(STRIPES):
-        start = k * (n_rows - STRIPE_ROWS) // (STRIPES - 1)
+    for k in range(count):
+        start = k * (n_rows - STRIPE_ROWS) // (count - 1)
         yield slice(start, start + STRIPE_ROWS)
 
 

@@ -26,6 +26,7 @@ from suture.values import (
 )
 
 SCHEMA = 1
+AT_RANDOM = ("BF16", "F16")  # what stochastic rounding is for: in 32 bits next to nothing is lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,14 @@ def build_plan(  # noqa: PLR0913 - what was read, decided, and chosen
         texts=texts,
         side_files=tuple(f for f in sides.files if f.name not in texts),
         untied=tuple(u.members for u in settled.untied),
-        notes=(*notes, *settled.notes, *sides.notes, *decoded, *_cast_notes(laid.operations)),
+        notes=(
+            *notes,
+            *settled.notes,
+            *sides.notes,
+            *decoded,
+            *_cast_notes(laid.operations),
+            *_rounding_notes(laid.operations, options),
+        ),
     )
 
 
@@ -91,6 +99,7 @@ def draft_operations(checkpoint: Checkpoint, arch: Arch, settled: Settled, optio
     """One operation for each tensor of the base, and one for each tied member that gets a tensor of its own."""
     parts = parts_by_tensor(arch)
     added = {u.stored: u.added for u in settled.untied}
+    seed = options.seed if options.rounding == "stochastic" else None
     operations: list[Operation] = []
     problems = [_unplaced(name) for name in _without_tensor(checkpoint, arch, settled)]
     for tensor in sorted(checkpoint.tensors.values(), key=lambda t: (t.file, t.begin)):
@@ -100,11 +109,13 @@ def draft_operations(checkpoint: Checkpoint, arch: Arch, settled: Settled, optio
             continue
         try:
             dtype = _dtype(tensor, checkpoint, options)
-            operations.append(_operation(tensor, tensor.name, _changes(tensor, here, arch, settled.updates), dtype))
+            operations.append(
+                _operation(tensor, tensor.name, _changes(tensor, here, arch, settled.updates), dtype, seed)
+            )
             for member in (m for part in here for m in added.get(part.param, ())):
                 moved = [replace(part, param=member) for part in here]
                 changes = _changes(tensor, moved, arch, settled.updates)
-                operations.append(replace(_operation(tensor, member, changes, dtype), why="untie"))
+                operations.append(replace(_operation(tensor, member, changes, dtype, seed), why="untie"))
         except cut.NotExpressible as error:
             problems.append(_not_expressible(tensor.name, str(error)))
     problems += _stays_small(operations, checkpoint)
@@ -165,7 +176,9 @@ def _misfit(tensor: TensorInfo, part: Part, arch: Arch) -> Iterable[Problem]:
     )
 
 
-def _operation(tensor: TensorInfo, name: str, changes: list[tuple[Update, cut.Carried]], dtype: str) -> Operation:
+def _operation(
+    tensor: TensorInfo, name: str, changes: list[tuple[Update, cut.Carried]], dtype: str, seed: int | None
+) -> Operation:
     terms = tuple(term for _, carried in changes for term in carried.terms)
     source, shape = Source("base", tensor), tensor.shape
     for update, carried in changes:
@@ -173,6 +186,7 @@ def _operation(tensor: TensorInfo, name: str, changes: list[tuple[Update, cut.Ca
             grown = carried.first_row == 0 and update.shape[1:] == tensor.shape[1:]
             source = Source("adapter", update.replacement, carried.first_row)
             shape = update.shape if grown else tensor.shape
+    changed = bool(terms) or (source.origin == "adapter" and source.tensor.dtype != dtype)
     return Operation(
         tensor=name,
         why=_why(source, changed=bool(terms), cast=dtype != source.tensor.dtype),
@@ -185,6 +199,7 @@ def _operation(tensor: TensorInfo, name: str, changes: list[tuple[Update, cut.Ca
         file=tensor.file,
         begin=0,
         end=0,
+        seed=seed if changed and dtype in AT_RANDOM else None,
     )
 
 
@@ -252,3 +267,14 @@ def _cast_notes(operations: Iterable[Operation]) -> list[str]:
             pair = (op.source.tensor.dtype, op.dtype)
             casts[pair] = casts.get(pair, 0) + 1
     return [f"{n} full tensors of the adapter are rounded from {a} to the base's {b}" for (a, b), n in casts.items()]
+
+
+def _rounding_notes(operations: Iterable[Operation], options: Options) -> list[str]:
+    """What stochastic rounding is done to, where it was asked for."""
+    if options.rounding == "nearest":
+        return []
+    chosen = [op for op in operations if op.seed is not None]
+    if not chosen:
+        return ["stochastic rounding was asked for, but no tensor that changes is written in 16 bits"]
+    dtypes = " and ".join(sorted({op.dtype for op in chosen}))
+    return [f"what changes in {len(chosen)} tensors is rounded to {dtypes} at random, with seed {options.seed}"]

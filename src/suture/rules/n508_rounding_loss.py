@@ -29,9 +29,10 @@ merged model is to be quantised afterwards, quantise the float32 one: the quanti
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from statistics import median
 
+from suture.measures import Move
 from suture.rules.base import Case, Rule
 from suture.values import Finding
 
@@ -41,19 +42,39 @@ SOME, MOST = 0.1, 0.5
 def check(case: Case) -> Iterable[Finding]:
     """At most one finding: what the typical module loses, and the worst ones."""
     moves = {m.tensor: m for m in (case.measures.moves if case.measures else ()) if m.update}
-    losses = {name: move.loss for name, move in moves.items()}
+    at_random = case.options.rounding == "stochastic"
+    losses = {name: (m.stochastic if at_random else m.nearest).lost for name, m in moves.items()}
     if not losses or (typical := median(losses.values())) <= SOME:
         return
     worst = sorted(losses, key=lambda name: -losses[name])[:3]
     dtypes = " and ".join(sorted({moves[name].dtype for name in worst}))
+    named = ", ".join(f"{name} ({losses[name]:.0%})" for name in worst)
+    words = _of_noise if at_random else _of_loss
     yield RULE.finding(
         f"{case.checkpoint.folder.name}: {len(losses)} changed weights",
-        f"rounding to {dtypes} takes {typical:.0%} of a typical update; most of all from "
-        + ", ".join(f"{name} ({losses[name]:.0%})" for name in worst),
+        words(moves, typical, dtypes, named),
         f"less than {SOME:.0%}",
-        "Merge with --dtype f32 to keep all of it, or compare the merged model with the unmerged one.",
-        severity="warning" if typical > MOST else "info",
+        "Merge with --dtype f32 to keep all of it, or compare the merged model with the unmerged one."
+        + ("" if at_random else _alternative(moves)),
+        severity="warning" if typical > MOST and not at_random else "info",
     )
+
+
+def _of_loss(moves: Mapping[str, Move], typical: float, dtypes: str, named: str) -> str:
+    share, cosine = (median(getattr(m.nearest, what) for m in moves.values()) for what in ("share", "cosine"))
+    left = f"{share:.0%} of its length is kept, with a cosine of {cosine:.2f}"
+    return f"rounding to {dtypes} takes {typical:.0%} of a typical update ({left}); most of all from {named}"
+
+
+def _of_noise(moves: Mapping[str, Move], typical: float, dtypes: str, named: str) -> str:
+    share = median(m.stochastic.share for m in moves.values())
+    found = f"rounding to {dtypes} at random keeps {share:.0%} of a typical update and adds noise of {typical:.0%} of"
+    return f"{found} its size; most of all to {named}"
+
+
+def _alternative(moves: Mapping[str, Move]) -> str:
+    noise = median(m.stochastic.lost for m in moves.values())
+    return f" --rounding stochastic keeps all of it on average, and adds noise of {noise:.0%} of its size."
 
 
 RULE = Rule("N508", "rounding-loss", "warning", check, deep=True, modes=("F39",))

@@ -8,13 +8,14 @@ Shapes are tuples of ints, sizes are in bytes, names are the field's own. No val
 from suture.values.disk import NOT_STORED, Adapter, Checkpoint, Json, Packed, Quantization, Shard, TensorInfo
 from suture.values.meaning import Finding, Problem, Resolved, Settled, Severity, Term, Untied, Update, View
 from suture.values.model import Arch, Kind, Param, Part, Tie
-from suture.values.outcome import Check, LogitsReport, Receipt, Staged, TensorVerdict, Verdict
+from suture.values.outcome import Check, Kept, KeptUpdates, LogitsReport, Receipt, Staged, TensorVerdict, Verdict
 from suture.values.plan import (
     Operation,
     Options,
     Origin,
     OutputFile,
     Plan,
+    Rounding,
     SideFile,
     Sides,
     Source,
@@ -53,6 +54,8 @@ __all__ = [
     "Forecast",
     "GroupRow",
     "Json",
+    "Kept",
+    "KeptUpdates",
     "Kind",
     "Ledger",
     "LogitsReport",
@@ -71,6 +74,7 @@ __all__ = [
     "Receipt",
     "Repair",
     "Resolved",
+    "Rounding",
     "Running",
     "Settled",
     "Severity",

@@ -11,6 +11,24 @@ from suture.values.plan import Options
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """What rounding leaves of an update Δ, if Δ' is what is applied of it."""
+
+    share: float  # ⟨Δ', Δ⟩ / ⟨Δ, Δ⟩
+    cosine: float  # between Δ' and Δ
+    lost: float  # ‖Δ' − Δ‖ / ‖Δ‖
+
+
+@dataclass(frozen=True, slots=True)
+class KeptUpdates:
+    """What rounding leaves of all updates that are written in 16 bits, estimated from rows of some matrices."""
+
+    nearest: Kept
+    stochastic: Kept
+    n_matrices: int  # looked at
+
+
+@dataclass(frozen=True, slots=True)
 class Receipt:
     """The record beside a finished merge: enough to repeat it and to recognise its files."""
 
@@ -28,6 +46,7 @@ class Receipt:
     notes: tuple[str, ...]
     base_sha256: Mapping[str, str] = field(default_factory=dict)  # weight files of the base, where that was wanted
     linked: tuple[str, ...] = ()  # files that were hard links to the base's when they were made
+    kept: KeptUpdates | None = None  # None where no update is written in 16 bits, or none can be sampled
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from suture.values.meaning import Term
 TiedPolicy = Literal["auto", "untie", "keep", "refuse"]
 TokenizerPolicy = Literal["auto", "base", "adapter"]
 OntoPolicy = Literal["auto", "original", "dequantized"]
+Rounding = Literal["nearest", "stochastic"]
 Origin = Literal["base", "adapter"]
 OutputPolicy = Literal["dense", "same"]
 Why = Literal["copy", "cast", "dequantize", "merge", "replace", "requantize", "untie"]
@@ -29,6 +30,8 @@ class Options:
     output: OutputPolicy = "dense"  # same: weights that are quantised in BASE are quantised in the merged model too
     tokenizer: TokenizerPolicy = "auto"  # auto: the adapter's when it extends the base's
     ignore: tuple[str, ...] = ()  # rule codes whose findings do not stop the merge, where the rule allows it
+    rounding: Rounding = "nearest"  # to 16 bits, of what the adapter changes; all else is rounded to nearest
+    seed: int = 0  # of the random bits of stochastic rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,9 @@ class Source:
 @dataclass(frozen=True, slots=True)
 class Operation:
     """One tensor of the output: rows of `source`, changed by `terms`, rounded once to `dtype`, written at `begin`.
+
+    With a `seed` the rows of the terms, and all rows of a tensor of the adapter, are rounded up or down at random, by
+    bits that follow from the seed, the tensor's name and the place of a value in it. All else is rounded to nearest.
 
     The tensor is handled as a matrix of `cols` columns in blocks of `block_rows` rows; the last block takes the tail
     (so it has between block_rows and 2·block_rows − 1 rows, or all rows of a tensor smaller than a block).
@@ -63,6 +69,7 @@ class Operation:
     begin: int  # absolute, in the output file
     end: int
     part_of: str = ""  # the weight that is quantised, by its name in the model
+    seed: int | None = None
 
     @property
     def rows(self) -> int:

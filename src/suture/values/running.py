@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from suture.values.outcome import KeptUpdates
 from suture.values.plan import Plan
 
 
@@ -36,3 +37,4 @@ class Forecast:
     workers: int
     kernel: str
     seconds: float | None
+    kept: KeptUpdates | None = None  # of the updates; None where no update is written in 16 bits

@@ -17,9 +17,9 @@ import numpy as np
 from suture.values import Operation, Term
 from suture.verification import judge, looks, reading
 from suture.verification.expect import Expected, expect, walk
-from suture.verification.judge import Subject
+from suture.verification.judge import Chance, Subject
 from suture.verification.reading import Floats
-from suture.verification.rounding import FORMATS, Mask, agrees
+from suture.verification.rounding import FORMATS, Mask, agrees, is_neighbour
 
 NEARLY_ALL = 0.995  # of the values fit: the hypothesis holds
 FEW = 0.02  # a smaller share of wrong values is damage, not another update
@@ -36,12 +36,13 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """The sampled rows of a tensor: their numbers, what is stored, and what is expected."""
+    """The sampled rows of a tensor: their numbers, what is stored, what is expected, and what decided at random."""
 
     subject: Subject
     rows: tuple[slice, ...]
     stored: Floats
     expected: Expected
+    chance: Chance | None
 
     @property
     def numbers(self) -> Floats:
@@ -59,7 +60,14 @@ class _Sample:
         """Some of the rows."""
         e = self.expected
         expected = Expected(e.source[mask], e.exact[mask], e.error[mask], e.update[mask])
-        return replace(self, stored=self.stored[mask], expected=expected)
+        chance = self.chance and Chance(self.chance.rows[mask], self.chance.bits[mask])
+        return replace(self, stored=self.stored[mask], expected=expected, chance=chance)
+
+    def right(self) -> Mask:
+        """True where the value is right: rounded as planned, or several times where it is not planned at random."""
+        if self.chance is None:
+            return judge.passes(self.subject, self.stored, self.expected)
+        return judge.is_right(self.subject, self.stored, self.expected, self.chance)
 
     def fits(self, exact: Floats, extra: Floats | float = 0.0) -> bool:
         """True when nearly all stored values are `exact`, with slack for roundings on the way."""
@@ -89,7 +97,9 @@ def _sample(subject: Subject) -> _Sample:
     rows = looks.rows(operation, full=False)
     data = np.concatenate([judge.stored_bytes(subject, r) for r in rows])
     stored = reading.floats(data, subject.found.dtype).reshape(-1, operation.cols)
-    return _Sample(subject, rows, stored, _expected(operation, subject, rows))
+    drawn = [c for block in walk(operation, subject.inputs, rows) if (c := judge.chance(subject, block)) is not None]
+    chance = Chance(np.concatenate([c.rows for c in drawn]), np.concatenate([c.bits for c in drawn])) if drawn else None
+    return _Sample(subject, rows, stored, _expected(operation, subject, rows), chance)
 
 
 def _expected(operation: Operation, subject: Subject, rows: tuple[slice, ...]) -> Expected:
@@ -151,15 +161,14 @@ def _of_terms(sample: _Sample) -> str:
 
 def _small_or_elsewhere(sample: _Sample) -> str:
     """Words for a tensor in whose sampled rows nothing is wrong that several roundings do not explain."""
-    fmt = FORMATS[sample.subject.found.dtype]
-    right = agrees(sample.stored, sample.expected.exact, sample.expected.error, fmt)
+    right = judge.is_right(sample.subject, sample.stored, sample.expected, sample.chance)
     return "values outside the sample are wrong" if right.all() else "values were rounded more than once"
 
 
 def _words(sample: _Sample, terms: tuple[Term, ...]) -> str | None:
     """What is wrong with these rows; None when nothing is."""
     expected, change, update = sample.expected, sample.change, sample.update
-    right = judge.passes(sample.subject, sample.stored, expected)
+    right = sample.right()
     n_wrong = int(np.count_nonzero(~right))
     if n_wrong == 0:
         return None
@@ -192,7 +201,23 @@ def _known_mistake(sample: _Sample, terms: tuple[Term, ...]) -> str | None:
         exactly = sample.share(exact) if sample.fits(exact) else 0.0
         if exactly > best:
             best, words = exactly, said
+    several = float(np.mean(~sample.right())) >= FEW
+    for exactly, said in _other_roundings(sample) if several else ():
+        if exactly >= NEARLY_ALL and exactly > best:
+            best, words = exactly, said
     return words
+
+
+def _other_roundings(sample: _Sample) -> Iterator[tuple[float, str]]:
+    """The shares of values that other roundings of the right sum would give."""
+    e, fmt = sample.expected, FORMATS[sample.subject.found.dtype]
+    nearest = float(np.mean(agrees(sample.stored, e.exact, e.error, fmt)))
+    either = float(np.mean(is_neighbour(sample.stored, e.exact, e.error, fmt)))
+    if sample.chance is not None:
+        yield nearest, "the values were rounded to nearest, not at random"
+        yield either, "the values were rounded at random, but by other bits: another seed?"
+    else:
+        yield either, "the values were rounded up and down at random: with which --rounding and --seed?"
 
 
 def _norm(x: Floats) -> float:

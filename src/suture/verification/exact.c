@@ -4,6 +4,10 @@
  *   E[i, j] = gamma · (|w[i, j]| + |s| Σ_k |b[i, k]| |a[k, j]|)
  *   right   ⇔ |stored − x| ≤ ½ ulp(|x| + E) + E          ulp of the stored type
  *
+ * Where values were rounded at random, R is that rounding with the bits of the value, which never falls as x rises, and
+ *
+ *   right   ⇔ R(x − E) ≤ stored ≤ R(x + E)
+ *
  * A row is doubtful if a value in it is not right, or not finite: then numpy looks closer. Nothing is shared with the kernel
  * that merges.
  */
@@ -30,6 +34,7 @@ typedef struct {
     const double *b, *a;
     double s, gamma;
     size_t rows, cols, rank;
+    const uint32_t *bits;  /* of each value, where it was rounded at random */
 } Rows;
 
 typedef struct { double unit, smallest, largest; } Type;  /* ½ ulp of 1; the least and the greatest power of two */
@@ -63,16 +68,37 @@ INLINE double half_ulp(double size, Type type) {
     return (power > type.largest ? type.largest : power) * type.unit;
 }
 
-/* One value by the whole rule, for those that are not simply the rounding of x. */
-static int is_right(const Rows *r, size_t i, size_t j, double w, double stored, double x, Type type) {
+/* x = (k + f) · step goes up to the next step if f is at least 1 − bits / 2^32, else down; to nearest beyond the largest. */
+INLINE double at_random(double x, uint32_t bits, Type type) {
+    double size = fabs(x), step = 2 * half_ulp(size, type), largest = 2 * type.largest * (1 - type.unit);
+    double steps = size * double_of(0x7FE0000000000000 - int_of(step)), whole = floor(steps);
+    double inside = (whole + (steps - whole >= 1 - bits * 0x1p-32 ? 1 : 0)) * step;
+    double outside = size >= type.largest * (2 - type.unit) ? INFINITY : largest;
+    return copysign(size > largest ? outside : inside, x);
+}
+
+/* What float32 may be off by. */
+INLINE double bound(const Rows *r, size_t i, size_t j, double w) {
     double size = 0;
     for (size_t k = 0; k < r->rank; k++) size += fabs(r->b[i * r->rank + k]) * fabs(r->a[k * r->cols + j]);
-    double error = r->gamma * (fabs(w) + fabs(r->s) * size);
+    return r->gamma * (fabs(w) + fabs(r->s) * size);
+}
+
+/* One value by the whole rule, for those that are not simply the rounding of x. */
+static int is_right(const Rows *r, size_t i, size_t j, double w, double stored, double x, Type type) {
+    double error = bound(r, i, j, w);
     return fabs(stored - x) <= half_ulp(fabs(x) + error, type) + error;  /* false for what is not a number */
 }
 
+static int is_right_at_random(const Rows *r, size_t i, size_t j, double w, double stored, double x, Type type) {
+    double error = bound(r, i, j, w);
+    uint32_t bits = r->bits[i * r->cols + j];
+    return at_random(x - error, bits, type) <= stored && stored <= at_random(x + error, bits, type);
+}
+
 /* A tile of rows: marks each row with a value that is not right, and raises the largest distance. */
-INLINE void tile(const Rows *r, uint8_t *doubtful, int64_t *largest, size_t i, size_t t, int n_rows, int n_cols, int from, int to) {
+INLINE void tile(const Rows *r, uint8_t *doubtful, int64_t *largest, size_t i, size_t t, int n_rows, int n_cols, int from, int to,
+                 int random) {
     const double *b = r->b + i * r->rank, *a = r->a + t * TILE;
     const Type type = TYPES[to];
     double sum[ROWS][TILE];
@@ -91,31 +117,35 @@ INLINE void tile(const Rows *r, uint8_t *doubtful, int64_t *largest, size_t i, s
             x[j] = wide(r->w, at + j, from) + r->s * sum[q][j];
             distance[j] = fabs(wide(r->stored, at + j, to) - x[j]);
         }
-        for (int j = 0; j < n_cols; j++) unsure |= distance[j] <= half_ulp(fabs(x[j]), type) ? 0 : 1;
+        if (random)
+            for (int j = 0; j < n_cols; j++) unsure |= at_random(x[j], r->bits[at + j], type) == wide(r->stored, at + j, to) ? 0 : 1;
+        else
+            for (int j = 0; j < n_cols; j++) unsure |= distance[j] <= half_ulp(fabs(x[j]), type) ? 0 : 1;
         for (int j = 0; j < n_cols; j++) far = int_of(distance[j]) > far ? int_of(distance[j]) : far;
         *largest = far > *largest ? far : *largest;
         if (!unsure) continue;
         for (int j = 0; j < n_cols; j++)
-            if (!is_right(r, i + q, t * TILE + j, wide(r->w, at + j, from), wide(r->stored, at + j, to), x[j], type))
+            if (!(random ? is_right_at_random : is_right)(r, i + q, t * TILE + j, wide(r->w, at + j, from),
+                                                          wide(r->stored, at + j, to), x[j], type))
                 doubtful[i + q] = 1;
     }
 }
 
-INLINE double judge(const Rows *r, uint8_t *doubtful, int from, int to) {
+INLINE double judge(const Rows *r, uint8_t *doubtful, int from, int to, int random) {
     int64_t largest = 0;
     for (size_t i = 0; i < r->rows; i += ROWS) {
         int n_rows = r->rows - i < ROWS ? (int)(r->rows - i) : ROWS;
         for (size_t t = 0; t * TILE < r->cols; t++) {
             size_t left = r->cols - t * TILE;
-            if (n_rows == ROWS && left >= TILE) tile(r, doubtful, &largest, i, t, ROWS, TILE, from, to);
-            else tile(r, doubtful, &largest, i, t, n_rows, left < TILE ? (int)left : TILE, from, to);
+            if (n_rows == ROWS && left >= TILE) tile(r, doubtful, &largest, i, t, ROWS, TILE, from, to, random);
+            else tile(r, doubtful, &largest, i, t, n_rows, left < TILE ? (int)left : TILE, from, to, random);
         }
     }
     return double_of(largest);
 }
 
 #define VARIANT(name, from, to) \
-    CLONES EXPORT double suture_judge_##name(const Rows *r, uint8_t *doubtful) { return judge(r, doubtful, from, to); }
+    CLONES EXPORT double suture_judge_##name(const Rows *r, uint8_t *doubtful) { return judge(r, doubtful, from, to, 0); }
 
 VARIANT(f32_f32, F32, F32)
 VARIANT(f32_bf16, F32, BF16)
@@ -126,3 +156,14 @@ VARIANT(bf16_f16, BF16, F16)
 VARIANT(f16_f32, F16, F32)
 VARIANT(f16_bf16, F16, BF16)
 VARIANT(f16_f16, F16, F16)
+
+#define AT_RANDOM(name, from, to) \
+    CLONES EXPORT double suture_judge_random_##name(const Rows *r, uint8_t *doubtful) { \
+        return judge(r, doubtful, from, to, 1); }
+
+AT_RANDOM(f32_bf16, F32, BF16)
+AT_RANDOM(f32_f16, F32, F16)
+AT_RANDOM(bf16_bf16, BF16, BF16)
+AT_RANDOM(bf16_f16, BF16, F16)
+AT_RANDOM(f16_bf16, F16, BF16)
+AT_RANDOM(f16_f16, F16, F16)

@@ -204,6 +204,14 @@ def _meeting(terms: Iterable[Loaded], rows: slice) -> Iterator[tuple[Loaded, sli
             yield item, here, slice(first - item.term.start, last - item.term.start)
 
 
+def touched(operation: Operation, block: Block) -> npt.NDArray[np.bool_]:
+    """The rows of a block that the adapter has a say in: those of terms, and all of a tensor of its own, (rows,)."""
+    found = np.full(block.rows.stop - block.rows.start, operation.source.origin == "adapter")
+    for _, here, _ in _meeting(block.terms, block.rows):
+        found[here] = True
+    return found
+
+
 def _apply(item: Loaded, w: Floats, rows: slice) -> Floats:
     formula = METHODS[item.term.method].rows
     assert formula is not None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from suture import codec
 from suture.errors import FormatError
-from suture.values import Check, Plan, Receipt
+from suture.values import Check, Options, Plan, Receipt
 from suture.verification import reading
 
 RECEIPT = "suture_receipt.json"
@@ -41,7 +41,16 @@ def check(folder: Path, plan: Plan, base: Path) -> tuple[Check, ...]:
         told.append("it is of another adapter")
     told += _changed(folder, receipt.sha256)
     told += [f"the base's {words}" for words in _changed(base, receipt.base_sha256)]
-    return (Check("receipt", not told, len(receipt.sha256) + len(receipt.base_sha256), "; ".join(told[:4])),)
+    words = "; ".join([*told[:4], *_other_rounding(receipt.options, plan.options)])
+    return (Check("receipt", not told, len(receipt.sha256) + len(receipt.base_sha256), words),)
+
+
+def _other_rounding(made: Options, now: Options) -> list[str]:
+    """How the merge was rounded, where it is verified as if it had been otherwise: not wrong in itself."""
+    if (made.rounding, made.seed) == (now.rounding, now.seed):
+        return []
+    seed = f" --seed {made.seed}" if made.rounding == "stochastic" else ""
+    return [f"it was made with --rounding {made.rounding}{seed}"]
 
 
 def _changed(folder: Path, sums: Mapping[str, str]) -> list[str]:

@@ -13,6 +13,10 @@ summed from, a value is let pass within
 four roundings being those of the two factors, their product and the scaled product; ulp is that of the coarser of
 source and file. Such values are counted and told. They are wrong in a merge that claims one rounding (`strict`).
 
+**Rounded at random.** Where the plan says so (`Operation.seed`), the bits that decided are computed anew, and a value
+is right when rounding with these bits makes it of some number within E of x. Other bits are found: for an update of a
+tenth of an ulp they decide otherwise for about every fifth value. Nothing else is let pass there.
+
 **Copies** must have the bytes of their source; where the file has another float dtype, one rounding to that.
 """
 
@@ -25,11 +29,12 @@ from pathlib import Path
 
 import numpy as np
 
+from suture import noise
 from suture.values import Operation, TensorInfo, TensorVerdict
 from suture.verification import bounds, exact, looks, reading
-from suture.verification.expect import Block, Expected, Inputs, exact_rows, expect, source_bytes, walk
+from suture.verification.expect import Block, Expected, Inputs, exact_rows, expect, source_bytes, touched, walk
 from suture.verification.reading import Bytes, Floats
-from suture.verification.rounding import FLOAT32_UNIT, FORMATS, Mask, agrees
+from suture.verification.rounding import FLOAT32_UNIT, FORMATS, Mask, agrees, agrees_at_random
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +111,16 @@ def stored_bytes(subject: Subject, rows: slice) -> Bytes:
 
 def _count(subject: Subject, block: Block, *, strict: bool, still_same: bool) -> Tally:
     """Count a block. The bounds are computed only for rows in which a value is not the rounding of the exact one."""
-    operation, fmt = subject.operation, FORMATS[subject.found.dtype]
+    operation = subject.operation
     data, source = stored_bytes(subject, block.rows), source_bytes(operation, subject.inputs, block.rows)
     doubtful, largest = _compiled(subject, block, source, data) or _compared(subject, block, data)
     n_wrong = n_twice = 0
     for rows in _runs(doubtful, block.rows.start):
         expected = expect(operation, block.terms, subject.inputs, rows)
         here = reading.floats(stored_bytes(subject, rows), subject.found.dtype).reshape(-1, operation.cols)
-        wrong = ~agrees(here, expected.exact, expected.error, fmt)
-        passed = wrong & passes(subject, here, expected) if wrong.any() and not strict else np.zeros_like(wrong)
+        wrong = ~is_right(subject, here, expected, chance(subject, Block(rows, block.terms)))
+        lenient = wrong.any() and not strict and not is_random(subject)
+        passed = wrong & passes(subject, here, expected) if lenient else np.zeros_like(wrong)
         n_twice += int(np.count_nonzero(passed))
         n_wrong += int(np.count_nonzero(wrong & ~passed))
     same = still_same and subject.found.dtype == operation.source.tensor.dtype and np.array_equal(data, source)
@@ -138,16 +144,24 @@ def _compiled(subject: Subject, block: Block, source: Bytes, data: Bytes) -> tup
         return None
     gamma = bounds.gamma(bounds.ROUNDINGS["lora"](item.term.rank), FLOAT32_UNIT)
     product = exact.Product(item.factors["B"], item.factors["A"], item.term.scale, gamma)
-    return exact.judge(source, data, product, (subject.operation.source.tensor.dtype, subject.found.dtype))
+    drawn = chance(subject, block)
+    bits = None if drawn is None else drawn.bits
+    return exact.judge(source, data, product, (subject.operation.source.tensor.dtype, subject.found.dtype), bits)
 
 
 def _compared(subject: Subject, block: Block, data: Bytes) -> tuple[Mask, float]:
     """The same by numpy, for every method."""
     operation, fmt = subject.operation, FORMATS[subject.found.dtype]
     wanted = exact_rows(operation, block.terms, subject.inputs, block.rows)
-    distance = reading.floats(data, subject.found.dtype).reshape(-1, operation.cols) - wanted
+    stored = reading.floats(data, subject.found.dtype).reshape(-1, operation.cols)
+    drawn = chance(subject, block)
+    at_random = None if drawn is None else stored == fmt.at_random(wanted, drawn.bits)
+    distance = np.subtract(stored, wanted, out=stored)
     np.abs(distance, out=distance)
-    return np.any(~(distance <= fmt.half_ulp(np.abs(wanted))), axis=1), _largest(distance)
+    sure = distance <= fmt.half_ulp(np.abs(wanted))
+    if drawn is not None and at_random is not None:
+        sure = np.where(drawn.rows, at_random, sure)
+    return np.any(~sure, axis=1), _largest(distance)
 
 
 def _largest(distance: Floats) -> float:
@@ -165,6 +179,40 @@ def _runs(rows: Mask, first: int) -> Iterator[slice]:
     for run in np.split(marked, np.flatnonzero(np.diff(marked) > 1) + 1):
         if len(run):
             yield slice(first + int(run[0]), first + int(run[-1]) + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Chance:
+    """The rows that were rounded at random, (rows, 1), and the bits of all values, (rows, cols)."""
+
+    rows: Mask
+    bits: noise.Words
+
+
+def is_random(subject: Subject) -> bool:
+    """True where rounding at random is planned, and the file has the dtype that it was planned for."""
+    return subject.operation.seed is not None and subject.found.dtype == subject.operation.dtype
+
+
+def chance(subject: Subject, block: Block) -> Chance | None:
+    """What decided in these rows; None where all was rounded to nearest."""
+    operation, rows = subject.operation, block.rows
+    if not is_random(subject) or operation.seed is None:
+        return None
+    n = (rows.stop - rows.start) * operation.cols
+    bits = noise.bits(noise.key(operation.seed, operation.tensor), rows.start * operation.cols, n)
+    return Chance(touched(operation, block)[:, None], bits.reshape(-1, operation.cols))
+
+
+def is_right(subject: Subject, stored: Floats, expected: Expected, drawn: Chance | None) -> Mask:
+    """True where the value is the one rounding, of the kind that is planned, of what float32 may give."""
+    fmt = FORMATS[subject.found.dtype]
+    right = agrees(stored, expected.exact, expected.error, fmt)
+    if drawn is None:
+        return right
+    at_random = agrees_at_random(stored, expected.exact, expected.error, drawn.bits, fmt)
+    found: Mask = np.where(drawn.rows, at_random, right)
+    return found
 
 
 def passes(subject: Subject, stored: Floats, expected: Expected) -> Mask:
