@@ -136,6 +136,14 @@ def test_onto_dequantized_is_the_merge_onto_the_quantised_model(qlora, tmp_path)
     assert not verify(qlora / "org" / "plain", qlora / "adapter", tmp_path / "simulated", full=True).ok
 
 
+def test_what_changes_is_rounded_at_random_on_a_quantised_base_too(qlora, tmp_path):
+    options = Options(rounding="stochastic", seed=3)
+    receipt = merge(qlora / "nf4", qlora / "adapter", tmp_path / "out", options=options)
+    assert receipt.kept.n_matrices == 14
+    assert verify(qlora / "nf4", qlora / "adapter", tmp_path / "out", options=options, full=True).ok
+    assert not verify(qlora / "nf4", qlora / "adapter", tmp_path / "out", full=True).ok
+
+
 @pytest.mark.parametrize("form", ["nf4", "fp4", "fp4-nested", "int8"])
 def test_every_form_of_training(qlora, tmp_path, form):
     kind, _, nested = form.partition("-")

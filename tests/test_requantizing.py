@@ -93,6 +93,15 @@ def test_only_what_the_adapter_changes_is_changed(made):
     assert not [name for name in differ if "quant_map" in name or "quant_state" in name]
 
 
+def test_the_quantiser_rounds_whatever_rounding_is_asked_for(made, tmp_path):
+    _, folder = made
+    options = Options(output="same", rounding="stochastic")
+    receipt = merge(folder / "base", folder / "adapter", tmp_path / "out", options=options)
+    assert any("no tensor that changes is written in 16 bits" in note for note in receipt.notes)
+    one, other = tensors(folder / "out")[0], tensors(tmp_path / "out")[0]
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_transformers_loads_it_as_it_loads_the_base(made):
     _, folder = made
     told = [load(folder / name, output_loading_info=True)[1] for name in ("base", "out")]

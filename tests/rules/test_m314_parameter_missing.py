@@ -7,9 +7,10 @@ import json
 
 import pytest
 import tiny
+from peft import LoraConfig, get_peft_model
 from rule_cases import BOTH, HIDDEN, adapter, findings, llama, only, random
 from safetensors.numpy import load_file, save_file
-from transformers import LlamaForSequenceClassification
+from transformers import AutoModelForCausalLM, LlamaForSequenceClassification
 
 from suture import pipeline
 from suture.rules.m314_parameter_missing import check
@@ -32,6 +33,18 @@ def test_a_language_model_that_is_called_a_classifier(base, tmp_path):
 def test_the_norm_is_gone(tmp_path):
     base = without(llama(tmp_path / "base"), "model.norm.weight")
     assert "1 of 21 parameters" in only(base, adapter(tmp_path / "adapter", BOTH), "M314").found
+
+
+@pytest.mark.parametrize(("which", "n_left"), [("3.w2", 3), ("2.w1", 7)])
+def test_an_experts_weight_is_gone(base_of, tmp_path, which, n_left):
+    base, tuned = tmp_path / "base", tmp_path / "adapter"
+    model = AutoModelForCausalLM.from_pretrained(base_of("mixtral"))
+    model.save_pretrained(base)
+    tiny.trained(get_peft_model(model, LoraConfig(target_modules=["q_proj"]))).save_pretrained(tuned)
+    assert not findings(base, tuned, "M314")
+    without(base, f"model.layers.1.block_sparse_moe.experts.{which}.weight")
+    finding = only(base, tuned, "M314")
+    assert f"{n_left} tensors do not fit together" in finding.found
 
 
 def test_the_merge_goes_on_when_told(tmp_path):

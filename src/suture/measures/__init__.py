@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 BLOCK_VALUES = 1 << 20
-FEW_MATRICES, FEW_STRIPES = 32, 2  # what every merge can afford
+FEW_MATRICES, FEW_STRIPES = 16, 2  # what every merge can afford
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,9 @@ afterwards, or the trained head stayed behind when the adapter was saved. The me
 ## How it is detected
 The parameters of the class that `config.json` names are compared with the tensors in the base's files and in the
 adapter, through the renames and conversions that Transformers applies on loading. A parameter that is tied to one that
-exists is not missing. Where a conversion cannot be followed, or the weights are quantised, nothing is said.
+exists is not missing. Tensors that are put together on loading, such as the weights of experts, must fit: one expert
+that is missing is found too. Where another conversion cannot be followed, or the weights are quantised by a method
+that is not read, nothing is said.
 
 ## How to fix
 Find the file with the missing parameter: for a head, look for other weight files beside the adapter (X602), and at
@@ -35,6 +37,15 @@ from suture.values import Finding
 def check(case: Case) -> Iterable[Finding]:
     """At most one finding, with the parameters."""
     arch = case.arch
+    if misfits := arch.misfits:
+        first = min(misfits)
+        yield RULE.finding(
+            f"{case.checkpoint.folder.name}: {listed(misfits)}",
+            f"{len(misfits)} tensors do not fit together to what a loader makes of them: one is missing, or has another"
+            f" shape ({first}: {misfits[first]})",
+            "the weights of all experts, say, in the shapes that the config tells",
+            "Download or save the base again.",
+        )
     if arch.opaque or case.checkpoint.config.get("quantization_config"):
         return
     held = {part.param for part in arch.parts} | set(case.checkpoint.tensors) | set(case.settled.updates)

@@ -36,8 +36,6 @@ from suture.values import Finding, TensorInfo
 
 LEVELS = ((), ("text_config",), ("llm_config",), ("language_config",), ("thinker_config", "text_config"))
 DO = "Put the right number into config.json, or take the config that belongs to these weights."
-# What the description of a class says of tensors that a conversion of the loader cannot put together.
-_BROKEN = re.compile(r"^gives |different shapes|do not fit|into pieces of")
 _LAYER = re.compile(r"^(.*?\.)(\d+)\.(.+)$")
 
 
@@ -113,7 +111,7 @@ def _misfits(model: ModelFolder) -> dict[str, str]:
     """Tensors that do not fit into their parameter, or not together, and how."""
     if model.arch is None:
         return {}
-    wrong = {n: f"it {why}" for n, why in model.arch.opaque.items() if _BROKEN.search(why)}
+    wrong = {n: f"it {why}" for n, why in model.arch.misfits.items()}
     for part in model.arch.parts:
         is_whole = not part.index and part.rows is None and not part.transpose
         shape, wanted = model.tensors[part.tensor].shape, model.arch.params[part.param].shape

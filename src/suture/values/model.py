@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -56,6 +57,9 @@ class Tie:
     why: str = ""  # if not separable: the reason, for the error message
 
 
+_MISFIT = re.compile(r"^gives |different shapes|do not fit|into pieces of")  # in `Arch.opaque`
+
+
 @dataclass(frozen=True, slots=True)
 class Arch:
     """What a model is, from its class alone: names, shapes, kinds, ties, and how files become parameters."""
@@ -70,6 +74,11 @@ class Arch:
     output_embedding: str | None
     opaque: Mapping[str, str] = field(default_factory=dict)  # checkpoint tensor → conversion that Parts cannot express
     unknown: tuple[str, ...] = ()  # checkpoint tensors that the model class does not have
+
+    @property
+    def misfits(self) -> Mapping[str, str]:
+        """Those of `opaque` that no loader can put together: a tensor is missing, or has another shape."""
+        return {name: why for name, why in self.opaque.items() if _MISFIT.search(why)}
 
     @property
     def n_params(self) -> int:
