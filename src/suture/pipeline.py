@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -26,6 +26,7 @@ from suture.stats import adapter_stats, frozen_copies
 from suture.values import (
     Adapter,
     Arch,
+    Check,
     Checkpoint,
     Forecast,
     Json,
@@ -282,14 +283,16 @@ def verify(  # noqa: PLR0913 - keywords of the public interface
     """Prove that a merged folder, ours or another tool's, is what base + adapter gives.
 
     Args:
+        options: None takes those of the receipt in the folder, if there is one, and says so.
         full: recompute every row instead of a sample.
         logits: also compare the forward pass with that of the unmerged model.
     """
-    from suture.verification import verify_folder
+    from suture.verification import options_of, verify_folder
 
-    case = load_case(base, adapter, options or Options(), reading or Reading(), "values")
+    chosen = options or options_of(Path(merged)) or Options()
+    case = load_case(base, adapter, chosen, reading or Reading(), "values")
     todo = plan_of(case)
-    return verify_folder(
+    verdict = verify_folder(
         todo,
         case.checkpoint,
         case.adapter,
@@ -298,6 +301,18 @@ def verify(  # noqa: PLR0913 - keywords of the public interface
         logits=logits,
         progress=_stage(progress, "verify", todo.n_bytes_written),
     )
+    if options is not None or not (told := _told(chosen)):
+        return verdict
+    return replace(
+        verdict, checks=(Check("options", True, len(told), f"as the receipt says: {' '.join(told)}"), *verdict.checks)
+    )
+
+
+def _told(options: Options) -> list[str]:
+    """What differs from the defaults, as the command line writes it."""
+    changed = ((f.name, getattr(options, f.name)) for f in fields(Options) if getattr(options, f.name) != f.default)
+    given = [(name, value if isinstance(value, tuple) else (value,)) for name, value in changed]
+    return [f"--{name.replace('_', '-')} {str(v).lower() if name == 'dtype' else v}" for name, vs in given for v in vs]
 
 
 def _stage(progress: Progress | None, stage: str, total: int) -> Callable[[int], None] | None:

@@ -27,6 +27,18 @@ def test_a_right_merge(run, base, adapters, merged):
     assert "logits" not in result.stdout
 
 
+def test_the_options_are_the_receipts_unless_some_are_given(run, base, adapters, tmp_path):
+    out = tmp_path / "out"
+    assert run("merge", base, adapters / "qv", "-o", out, "--dtype", "f16", "--ignore", "N502").exit_code == 0
+    result = run("verify", base, adapters / "qv", out)
+    assert result.exit_code == 0
+    assert "✓ options: 2 checked; as the receipt says: --dtype f16 --ignore N502\n" in result.stdout
+    assert "weight files as planned" in result.stdout
+    result = run("verify", base, adapters / "qv", out, "--tied", "untie")
+    assert "as the receipt says" not in result.stdout
+    assert "weight files as planned" not in result.stdout
+
+
 def test_the_forward_pass(run, base, adapters, merged):
     result = run("verify", base, adapters / "qv", merged / "qv", "--logits", "--device", "cpu", "--full")
     assert result.exit_code == 0

@@ -15,8 +15,12 @@ Full = Annotated[bool, Option("Recompute every row, instead of a sample of every
 def verify(
     pair: Pair, merged: MergedArgument, sources: Sources, choices: Choices, forward: Forward, *, full: Full = False
 ) -> Answer:
-    """Prove that MERGED is what BASE + ADAPTER gives, whatever tool merged it. Exit code 3: it is not."""
-    reading, options, settings = sources.reading(), choices.options(), forward.settings()
+    """Prove that MERGED is what BASE + ADAPTER gives, whatever tool merged it. Exit code 3: it is not.
+
+    Without options for the merge those of the receipt in MERGED count, if it has one.
+    """
+    reading, settings = sources.reading(), forward.settings()
+    options = choices.options() if choices != Choices() else None  # the receipt's
     from suture import pipeline
 
     with _progress.shown() as progress:

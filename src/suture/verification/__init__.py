@@ -11,6 +11,7 @@ from suture.planning.codec import plan_id
 from suture.values import Adapter, Check, Checkpoint, Plan, Verdict
 from suture.verification import hashes, reading
 from suture.verification.compare import Manner, Progress
+from suture.verification.hashes import options_of
 from suture.verification.replay import check_folder, replay, replay_adapter
 from suture.verification.rounding import FORMATS, QUANTIZED
 from suture.verification.structure import check_planned
@@ -18,7 +19,7 @@ from suture.verification.structure import check_planned
 if TYPE_CHECKING:
     from suture.verification.logits import LogitsSettings
 
-__all__ = ["replay", "replay_adapter", "verify_folder"]
+__all__ = ["options_of", "replay", "replay_adapter", "verify_folder"]
 
 
 def verify_folder(  # noqa: PLR0913 - four inputs and three choices of how to look

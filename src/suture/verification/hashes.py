@@ -27,6 +27,12 @@ def read_receipt(folder: Path) -> Receipt | None:
         return None
 
 
+def options_of(folder: Path) -> Options | None:
+    """With which options Suture wrote a folder; None where no receipt tells."""
+    receipt = read_receipt(folder)
+    return receipt.options if receipt is not None else None
+
+
 def check(folder: Path, plan: Plan, base: Path) -> tuple[Check, ...]:
     """The receipt is of these inputs, and every file it lists has its sum. No check where there is no receipt."""
     if not (folder / RECEIPT).is_file():
