@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "demo"))
 import text
 from model import fetch_base
 
+SAME = ("--output", "same", "--ignore", "N512")
 FORMS = {"nf4": "nf4-nested", "int8": "int8"}
 Example = tuple[list[int], int]
 
@@ -90,9 +91,10 @@ def divergence(p: list[torch.Tensor], q: list[torch.Tensor]) -> float:
 
 
 def merge(base: Path, adapter: Path, out: Path, *options: str) -> Path:
-    """`suture merge`, in float32."""
+    """`suture merge`; a dense model in float32."""
     shutil.rmtree(out, ignore_errors=True)
-    line = ["merge", str(base), str(adapter), "-o", str(out), "--dtype", "f32", "--durability", "fast", *options]
+    form = [] if "same" in options else ["--dtype", "f32"]
+    line = ["merge", str(base), str(adapter), "-o", str(out), "--durability", "fast", *form, *options]
     subprocess.run([sys.executable, "-m", "suture", *line], check=True, stdout=subprocess.DEVNULL)
     return out
 
@@ -117,6 +119,7 @@ def rows(kind: str, folder: Path, steps: int) -> list[dict[str, object]]:
         f"onto the dequantised base ({kind} files)": merge(base, adapter, folder / "stored"),
         "onto the dequantised base (from the original)": merge(original, adapter, folder / "simulated", *simulated),
         "onto the original": merge(original, adapter, folder / "original", "--onto", "original"),
+        f"quantised again to {kind} (--output same)": merge(base, adapter, folder / "same", *SAME),
     }
     models = {name: load(path) for name, path in merged.items()}
     models[f"PEFT merge_and_unload, stays {kind}"] = PeftModel.from_pretrained(load(base), adapter).merge_and_unload()
