@@ -19,10 +19,11 @@ trained for a short time or at a small rate really loses most of its update in a
 DoRA on layers that are stored transposed (Conv1D of GPT-2, embeddings) is not measured.
 
 ## How to fix
-Merge with `--dtype f32`: nothing is lost, and the files are twice as large. Or serve base and adapter unmerged. Or merge
-with `--rounding stochastic`: the whole update arrives on average, with noise. On a 135M model whose trained update was
-0.1 to 0.2 % of the weights that was ten times closer to the adapter in KL than rounding to nearest, and at 0.8 % a
-little farther. If the merged model is to be quantised afterwards, quantise the float32 one: the quantiser rounds anyway, and once is enough.
+Merge with `--dtype f32`: nothing is lost, and the files are twice as large. Or serve base and adapter unmerged. Or
+merge with `--rounding stochastic`: the whole update arrives on average, with noise. On a 135M model whose trained
+update was 0.1 to 0.2 % of the weights that was ten times closer to the adapter in KL than rounding to nearest, and at
+0.8 % a little farther. If the merged model is to be quantised afterwards, quantise the float32 one: the quantiser
+rounds anyway, and once is enough.
 
 ## References
 - huggingface/peft#1035, huggingface/peft#1388: merged models that differ from unmerged ones

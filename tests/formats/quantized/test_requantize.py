@@ -12,12 +12,13 @@ from bitsandbytes.functional import quantize_4bit
 from hypothesis import given
 from hypothesis import strategies as st
 from packed_cases import random_bytes, stored, uniform
+from requantize_cases import quantized, same_values
 from transformers import FineGrainedFP8Config
 from transformers.integrations.finegrained_fp8 import Fp8Quantize
 
 from suture.errors import FormatError, UsageError
 from suture.formats.quantized import bitsandbytes4, fbgemm_fp8, fp8, modelopt, mxfp4
-from suture.formats.quantized.requantize import changing, dequantized, libraries, quantizer_of
+from suture.formats.quantized.requantize import dequantized, libraries
 from suture.formats.quantized.small_floats import values_of
 from suture.formats.quantized.small_floats_encode import KINDS, nearest
 
@@ -27,38 +28,6 @@ E4M3, E8M0 = torch.float8_e4m3fn, torch.float8_e8m0fnu
 
 def normal(*shape, seed=3):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 0.02
-
-
-def quantized(given, scheme, values=None, name=W):
-    """All new parts of a weight, put together from runs of a few granules; of its own values unless given others."""
-    one = scheme.find(given)[name]
-    info, packed = one.info, one.packed
-    quantizer = quantizer_of(packed)
-    n_rows = info.n_values // info.shape[-1]
-    if values is None:
-        exact = type(info)(info.name, "F32", info.shape, info.file, info.begin, info.end)
-        values = scheme.open(exact, packed, given.read)(0, n_rows)
-    encode, granule = quantizer.open(info, packed, given.read), quantizer.granule(info, packed)
-    pieces: dict[str, list] = {}
-    for start in range(0, n_rows, 2 * granule):
-        rows = np.ascontiguousarray(values[start : start + 2 * granule])
-        parts = encode(start, rows)
-        for role, (first, items) in parts.items():
-            assert first == sum(x.size for x in pieces.get(role, [])), (role, start)
-            pieces.setdefault(role, []).append(items.reshape(-1))
-        again = dequantized(info, packed, given.read, len(rows), parts)
-        assert again.shape == rows.shape
-    found = {role: np.concatenate(items) for role, items in pieces.items()}
-    assert {role: part.n_values for role, part in changing(packed).items()} == {r: x.size for r, x in found.items()}
-    return found, values, info, packed
-
-
-def same_values(given, scheme, name=W):
-    """D(Q(D(x))) = D(x)."""
-    parts, values, info, packed = quantized(given, scheme, name=name)
-    shaped = {r: (0, x.reshape(packed.parts[r].shape)) for r, x in parts.items()}
-    again = dequantized(info, packed, given.read, len(values), shaped)
-    return np.array_equal(again, values)
 
 
 @pytest.mark.parametrize("dtype", [E4M3, torch.float8_e5m2])

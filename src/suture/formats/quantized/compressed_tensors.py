@@ -36,6 +36,7 @@ from suture.formats.quantized.compressed_tensors_config import (
     groups_of,
     words,
 )
+from suture.formats.quantized.compressed_tensors_encode import QUANTIZER
 from suture.formats.quantized.compressed_tensors_rows import open_rows
 from suture.values import Packed, TensorInfo
 
@@ -237,4 +238,4 @@ def _require(info: TensorInfo, dtype: str, shape: tuple[int, ...]) -> None:
         malformed(info, f"{info.dtype} {list(info.shape)}", f"{dtype} {list(shape)}")
 
 
-SCHEME = Scheme("compressed_tensors", find, open_rows, words)
+SCHEME = Scheme("compressed_tensors", find, open_rows, words, QUANTIZER)

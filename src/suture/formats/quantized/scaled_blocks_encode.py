@@ -38,7 +38,7 @@ def open_encode(info: TensorInfo, packed: Packed, _read: Read) -> Encode:
     down, across = grid(info.shape, (m, n))
 
     def encode(start: int, rows: Array) -> Parts:
-        x = _blocks(rows.reshape(-1, n_rows if len(info.shape) > 2 else len(rows), cols), m, n)
+        x = blocks(rows.reshape(-1, n_rows if len(info.shape) > 2 else len(rows), cols), m, n)
         sizes = np.abs(x).max(axis=(2, 4))
         stored, factors = _scaled(sizes.max(keepdims=True) if shared else sizes, largest(kind), scales.dtype)
         made: Array = nearest(x * factors[:, :, None, :, None], kind).reshape(len(x), -1, x.shape[3] * x.shape[4])
@@ -52,7 +52,7 @@ def open_encode(info: TensorInfo, packed: Packed, _read: Read) -> Encode:
     return encode
 
 
-def _blocks(x: Array, m: int, n: int) -> Array:
+def blocks(x: Array, m: int, n: int) -> Array:
     """(experts, rows, cols) → (experts, down, m, across, n), zeros behind the lower and right edges."""
     experts, rows, cols = x.shape
     down, across = -(-rows // m), -(-cols // n)
