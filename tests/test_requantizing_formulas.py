@@ -1,6 +1,7 @@
 """Merges that keep FP8, MXFP4 and NVFP4: whole models, layers of experts too."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -119,6 +120,24 @@ def test_what_nothing_changes_keeps_its_bytes(made):
     for name in base:
         if not any(word in name for word in touched) or name.endswith("scale_2"):
             assert same(base[name], out[name]), name
+
+
+def test_modelopts_own_file_stays_with_quantised_weights_alone(made, tmp_path):
+    kind, folder = made
+    if kind != "nvfp4":
+        pytest.skip("not ModelOpt's")
+    base = shutil.copytree(folder / "base", tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    said = config.pop("quantization_config")
+    (base / "config.json").write_text(json.dumps(config))
+    (base / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": said["quant_algo"]}}))
+    for form in ("same", "dense"):
+        options = Options(output=form, ignore=("N512",))
+        merge(base, folder / "adapter", tmp_path / form, options=options)
+        assert (tmp_path / form / "hf_quant_config.json").exists() == (form == "same")
+        merge(folder / "base", folder / "adapter", tmp_path / f"{form}-said", options=options)
+        one, other = (load_file(tmp_path / name / "model.safetensors") for name in (form, f"{form}-said"))
+        assert all(same(one[name], other[name]) for name in one)
 
 
 def test_it_computes_nearly_what_base_and_adapter_compute(made, tmp_path):

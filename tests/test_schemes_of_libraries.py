@@ -231,6 +231,27 @@ def test_the_form_is_kept_or_the_refusal_names_it(quantized, tmp_path):
     assert 0 < max(off.values()) < 0.03, "next to the exact sum, as far as eight bits go"
 
 
+@pytest.mark.parametrize(
+    ("kind", "file", "said"),
+    [
+        ("gptq in any order", "quantize_config.json", {"bits": 4, "group_size": 32, "desc_act": True}),
+        ("awq", "quant_config.json", {"w_bit": 4, "q_group_size": 32, "version": "GEMM", "zero_point": True}),
+    ],
+)
+def test_old_tools_say_it_in_a_file_of_their_own(tmp_path, kind, file, said):
+    base = tmp_path / "base"
+    KINDS[kind](base)
+    dequantize(base, tmp_path / "one")
+    config = json.loads((base / "config.json").read_text())
+    settings = config.pop("quantization_config")
+    (base / "config.json").write_text(json.dumps(config))
+    (base / file).write_text(json.dumps({**said, "checkpoint_format": settings.get("checkpoint_format", "")}))
+    dequantize(base, tmp_path / "other")
+    assert not (tmp_path / "other" / file).exists()
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "other"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_a_folder_that_its_library_saved_is_sound(quantized):
     folder, _ = quantized
     assert not [f for f in check(folder / "base") if f.severity == "error"]

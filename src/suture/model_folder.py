@@ -19,6 +19,7 @@ from suture.formats.files import inside, read_lines
 from suture.formats.jsonfile import MAX_JSON_BYTES, read_json_object
 from suture.formats.listing import ADAPTER_CONFIG, MERGE_RECORD, file_sizes, is_private
 from suture.formats.model_config import at_every_level
+from suture.formats.quantized import DESCRIPTIONS
 from suture.formats.quantized.signs import Quantized, find_quantized
 from suture.formats.safetensors import read_header
 from suture.formats.sameness import count_not_finite, same_bytes
@@ -28,7 +29,7 @@ from suture.values import Arch, Json, Part, TensorInfo
 TEMPLATE = "chat_template.jinja"
 DOCUMENTS = (
     *(INDEX, "generation_config.json", "tokenizer_config.json", "chat_template.json", MERGE_RECORD),
-    *("quantize_config.json", "hf_quant_config.json", "quanto_qmap.json", ADAPTER_CONFIG),
+    *(*DESCRIPTIONS, ADAPTER_CONFIG),
 )
 FLAG = "tie_word_embeddings"
 _NO_TEXT = ("vision", "visual", "image", "video", "audio", "speech", "qformer", "perceiver")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from suture.formats.quantized import DESCRIPTIONS
 from suture.formats.vocabulary import TEMPLATE_FILES, TOKENIZER_FILES, has_template, read_vocabulary
 from suture.values import Adapter, Checkpoint, Options, SideFile, Sides
 
@@ -11,10 +12,14 @@ from suture.values import Adapter, Checkpoint, Options, SideFile, Sides
 def choose_side_files(checkpoint: Checkpoint, adapter: Adapter, options: Options) -> Sides:
     """Every file of the base but its weights; the adapter's tokenizer and chat template in the place of the base's.
 
+    Of a quantised base that comes out dense, what describes the quantised weights stays behind too.
+
     An adapter's tokenizer takes over if it has all tokens of the base's under the same ids; otherwise it is a problem,
     which `options.tokenizer` decides.
     """
-    base = dict.fromkeys(checkpoint.side_files, "base")
+    is_quantized = checkpoint.quantization is not None and checkpoint.quantization.stored
+    stay = DESCRIPTIONS if is_quantized and options.output == "dense" else ()
+    base = {name: "base" for name in checkpoint.side_files if name not in stay}
     brought = [f for f in adapter.side_files if f in TOKENIZER_FILES | TEMPLATE_FILES]
     if options.tokenizer == "base" or not brought:
         return _sides(base)

@@ -62,6 +62,20 @@ def test_packed_weights_and_a_config_that_is_silent(folder, packed):
     assert finding.severity == "error"
 
 
+@pytest.mark.parametrize("file", ["hf_quant_config.json", "quantize_config.json", "quanto_qmap.json"])
+def test_a_description_that_stayed_beside_plain_weights(folder, file):
+    assert not found(folder)
+    edit(folder / file, lambda said: said.update(quantization={"quant_algo": "FP8"}))
+    assert only(folder, "W707").where == file
+
+
+@pytest.mark.parametrize("packed", [gptq, fp8])
+def test_a_description_of_packed_weights(folder, packed):
+    file = {gptq: "quantize_config.json", fp8: "hf_quant_config.json"}[packed]
+    edit(folder / file, lambda said: said.update(bits=4))
+    assert not found(reweigh(folder, packed), "W707")
+
+
 def test_another_method(folder):
     say(folder, quant_method="gptq")
     assert "bitsandbytes" in only(reweigh(folder, nf4), "W707").found

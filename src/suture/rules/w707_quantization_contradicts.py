@@ -11,7 +11,8 @@ config says quantised and the weights are plain, the loader looks for scales in 
 forget the config, or copy the base's config onto other weights, leave such folders.
 
 ## How it is detected
-`quantization_config` is looked for at every level of config.json. Each method leaves its own names in the headers:
+`quantization_config` is looked for at every level of config.json; other tools say it in a file of their own, such as
+ModelOpt's `hf_quant_config.json`, which vLLM reads. Each method leaves its own names in the headers:
 `.absmax` and `.quant_state` (bitsandbytes), `.qweight` and `.qzeros` (GPTQ, AWQ), `.weight_scale` and
 `.weight_packed` (FP8, compressed-tensors), `_blocks` and `_scales` (MXFP4), `.W_q` (HQQ), `.weight._data` (quanto),
 `._weight_qdata` (torchao). Methods that are not in this list are not judged.
@@ -30,6 +31,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from suture.formats.model_config import at_every_level
+from suture.formats.quantized import DESCRIPTIONS
 from suture.formats.quantized.signs import (
     BITSANDBYTES,
     HQQ,
@@ -44,7 +46,6 @@ from suture.rules.base import Rule, listed
 from suture.values import Finding, Json
 
 KEYS = ("quantization_config", "compression_config")
-FILES = {"quantize_config.json", "hf_quant_config.json", "quanto_qmap.json"}  # where other tools say it
 LEAVES = {
     "bitsandbytes": BITSANDBYTES, "gptq": PACKED_COLUMNS, "awq": PACKED_COLUMNS, "fp8": SCALED, "fbgemm_fp8": SCALED,
     "compressed-tensors": SCALED, "modelopt": SCALED, "mxfp4": MXFP4,
@@ -58,14 +59,15 @@ def check_model(model: ModelFolder) -> Iterable[Finding]:
         return
     schemes = model.quantized.schemes
     said = _said(model.config)
-    for path, method in sorted(said.items()):
+    beside = {name: method for name, method in DESCRIPTIONS.items() if name in model.documents}
+    for where, method in [*((f"config.json: {path}", m) for path, m in sorted(said.items())), *beside.items()]:
         wanted = LEAVES.get(method)
         if wanted and wanted not in schemes:
             really = f"names of {listed(schemes)}" if schemes else "plain weights"
             found = f"it says {method}, and the files hold {really}"
             do = "Remove it if the weights were dequantised; else bring back the config of these weights."
-            yield RULE.finding(f"config.json: {path}", found, f"weights as {method} leaves them", do)
-    if schemes and not said and not FILES & model.documents.keys():
+            yield RULE.finding(where, found, f"weights as {method} leaves them", do)
+    if schemes and not said and not beside:
         names = sorted(model.quantized.siblings)
         found = (
             f"{len(names)} tensors belong to quantised weights ({listed(schemes)}), and config.json says nothing of it"

@@ -39,7 +39,15 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "quanto": ("quanto",),
     "torchao": ("torchao",),
 }
-_QUANTO_MAP = "quanto_qmap.json"  # instead of quantization_config: module → what its weights and activations are
+# Files beside config.json that describe the weights where it says nothing → quant_method.
+_QUANTO_MAP = "quanto_qmap.json"  # module → what its weights and activations are
+DESCRIPTIONS: Mapping[str, str] = {
+    _QUANTO_MAP: "quanto",
+    "hf_quant_config.json": "modelopt",
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+}
+_OLD_NAMES = {"w_bit": "bits", "q_group_size": "group_size"}  # in quant_config.json
 # Classes made of Conv1D: what GPTQ stores is their weight as it is, and a square one would not tell.
 _TRANSPOSED = ("gpt2", "imagegpt", "openai-gpt", "decision_transformer", "clvp")
 
@@ -92,7 +100,6 @@ def unpack(checkpoint: Checkpoint, read: Read, shapes: Callable[[Json], Shapes] 
         config=config,
         tensors=plain | {name: one.info for name, one in found.items()},
         packed={name: one.packed for name, one in found.items()},
-        side_files=tuple(name for name in checkpoint.side_files if name != _QUANTO_MAP),
         quantization=Quantization(method, used.words(settings), given.dtype, checkpoint.config),
     )
 
@@ -117,11 +124,14 @@ def _said(checkpoint: Checkpoint) -> list[Json]:
     """quantization_config, at every level where there is one, or what stands for it."""
     found = at_every_level(checkpoint.config, KEY)
     said = [value for _, value in found if isinstance(value, Mapping) and value]
-    if said or _QUANTO_MAP not in checkpoint.side_files:
+    file = next((name for name in DESCRIPTIONS if name in checkpoint.side_files), None)
+    if said or file is None:
         return said
-    modules = read_json_object(inside(checkpoint.folder, _QUANTO_MAP)).values()
-    kinds = {str(module.get("weights")) for module in modules if isinstance(module, Mapping)}
-    return [{"quant_method": "quanto", **({"weights": kinds.pop()} if len(kinds) == 1 else {})}]
+    settings = read_json_object(inside(checkpoint.folder, file))
+    if file == _QUANTO_MAP:
+        kinds = {str(module.get("weights")) for module in settings.values() if isinstance(module, Mapping)}
+        settings = {"weights": kinds.pop()} if len(kinds) == 1 else {}
+    return [{_OLD_NAMES.get(k, k): v for k, v in settings.items()} | {"quant_method": DESCRIPTIONS[file]}]
 
 
 def _method(settings: Json) -> str:
