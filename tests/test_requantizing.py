@@ -279,6 +279,24 @@ def test_an_update_that_would_be_erased_is_refused(made, tmp_path):
     assert verify(folder / "base", small, tmp_path / "out", options=options, full=True).ok
 
 
+def test_a_weight_that_was_trained_in_full_is_measured_too(made, tmp_path):
+    """By a thousandth of the weights: no code follows that."""
+    _, folder = made
+    model = load(folder / "plain")
+    tuned = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["down_proj"]))
+    dequantize(folder / "base", tmp_path / "dense", dtype="F32")
+    whole = load_file(tmp_path / "dense" / "model.safetensors")
+    for name, parameter in tuned.named_parameters():
+        if "down_proj.modules_to_save" in name:
+            value = whole[f"{name.removeprefix('base_model.model.').split('.modules_to_save')[0]}.weight"]
+            parameter.data = value + torch.randn(value.shape) * 1e-3 * value.std()
+    tuned.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(Findings, match="N512"):
+        merge(folder / "base", tmp_path / "adapter", tmp_path / "out", options=SAME)
+    found = [f for f in check(folder / "base", tmp_path / "adapter", deep=True, options=SAME) if f.code == "N512"]
+    assert "2 weights that are quantised again" in found[0].where
+
+
 def test_the_table_is_that_of_the_files(made, tmp_path):
     """What was measured on sampled rows, against the merged and the dense model."""
     _, folder = made

@@ -9,7 +9,7 @@ is as good as random. The direction tells that: cos(applied, ΔW) is 1 where all
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,8 +18,8 @@ from suture.formats import TensorReader
 from suture.formats.dtypes import Array
 from suture.formats.quantized.requantize import dequantized, quantizer_of
 from suture.measures.moves import changed, is_measured
-from suture.measures.sampling import Files
-from suture.values import Adapter, Checkpoint, Operation
+from suture.measures.sampling import F64, Files
+from suture.values import Adapter, Checkpoint, Operation, TensorInfo
 
 RUNS, RUN_VALUES = 4, 1 << 17  # of a weight; 512 KiB of float32 each
 
@@ -37,27 +37,33 @@ class Survival:
 
 
 def survival(checkpoint: Checkpoint, adapter: Adapter, operations: Sequence[Operation]) -> tuple[Survival, ...]:
-    """Measure the packed weights that LoRA or DoRA changes.
+    """Measure the packed weights that LoRA or DoRA changes, or that were trained in full.
 
     Raises:
         MissingExtra: the library that quantises them is not installed.
     """
     with TensorReader.of(checkpoint) as base, TensorReader(adapter.folder) as tuned:
         files = Files(base, tuned, FactorReader(adapter.tensors, tuned))
+        chosen = (op for op in operations if op.tensor in base.packed and (_is_full(op) or is_measured(op, adapter)))
         with np.errstate(all="ignore"):
-            found = (_measured(op, files) for op in operations if op.tensor in base.packed and is_measured(op, adapter))
+            found = (_measured(op, checkpoint.tensors[op.tensor], files) for op in chosen)
             return tuple(one for one in found if one.update)
 
 
-def _measured(op: Operation, files: Files) -> Survival:
-    packed, info = files.base.packed[op.tensor], replace(op.source.tensor, name=op.tensor)
+def _is_full(op: Operation) -> bool:
+    """True for a weight that the adapter brings as a whole."""
+    return op.source.origin == "adapter" and not op.terms
+
+
+def _measured(op: Operation, info: TensorInfo, files: Files) -> Survival:
+    packed = files.base.packed[op.tensor]
     quantizer, read = quantizer_of(packed), files.base.read_into
     assert quantizer is not None
     encode = quantizer.open(info, packed, read)
     sums = np.zeros(5)
     for rows in _runs(op, quantizer.granule(info, packed)):
-        w = files.source(op, rows)
-        v = changed(op, w, rows, files)
+        w = files.base.rows(info, op.cols, rows.start, rows.stop).astype(F64)
+        v = files.source(op, rows) if _is_full(op) else changed(op, w, rows, files)
         parts = encode(rows.start, v.astype(np.float32))
         after = dequantized(info, packed, read, rows.stop - rows.start, parts)
         sums += _products(w, v - w, after - w)
