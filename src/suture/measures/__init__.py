@@ -92,7 +92,7 @@ def kept(checkpoint: Checkpoint, adapter: Adapter, operations: Sequence[Operatio
 
     Returns:
         None where no matrix with a low-rank update is written in 16 bits, or nothing moves; and where weights are
-        quantised on the way, each as a whole, which only to look at some rows would take too long.
+        quantised on the way: nested scales follow from whole weights, too much to read for a look at some rows.
     """
     if checkpoint.quantization is not None and not checkpoint.quantization.stored:
         return None

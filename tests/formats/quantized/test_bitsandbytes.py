@@ -60,9 +60,9 @@ def decoder(request, monkeypatch):
     assert compiled.library() is not None
     if request.param == "numpy":
         monkeypatch.setattr(compiled, "library", lambda: None)
-    bitsandbytes4._decoder.cache_clear()
+    bitsandbytes4.decoder.cache_clear()
     yield
-    bitsandbytes4._decoder.cache_clear()
+    bitsandbytes4.decoder.cache_clear()
 
 
 @pytest.mark.usefixtures("decoder")

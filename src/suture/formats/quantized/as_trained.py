@@ -1,7 +1,7 @@
 """Weights of 16 bits as a quantised model would hold them: quantised by bitsandbytes, and dequantised again.
 
 What QLoRA trains on when it loads a plain model with `load_in_4bit` or `load_in_8bit`: no file ever holds these values.
-Each weight is quantised whole, as the loader does it; then rows are decoded as those of a stored one.
+Nested scales follow from the whole weight, as in the loader; all else from the rows that are asked for.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from suture.formats.dtypes import DTYPES, Array
-from suture.formats.files import Buffer, bytes_of
+from suture.formats.dtypes import DTYPES, Array, to_float
 from suture.formats.quantized import bitsandbytes4, bitsandbytes8
-from suture.formats.quantized.base import Dense, Given, Read, Rows, Scheme, dense, whole
+from suture.formats.quantized.base import Dense, Given, Read, Rows, Scheme, dense
 from suture.formats.quantized.bitsandbytes_encode import library
 from suture.values import Json, Packed, TensorInfo
 
 FORMS = ("nf4", "nf4-nested", "fp4", "fp4-nested", "int8")
 BLOCKSIZE, NESTED_BLOCKSIZE = 64, 256  # of Transformers' BitsAndBytesConfig
+CHUNK_VALUES = 1 << 20  # read at a time to find the scales; a multiple of the block size
 
 
 def as_dense(weight: TensorInfo, form: str) -> Dense:
@@ -28,56 +28,88 @@ def as_dense(weight: TensorInfo, form: str) -> Dense:
 
 
 def open_rows(info: TensorInfo, packed: Packed, read: Read) -> Rows:
-    """Rows of the weight, dequantised. The codes and scales of all of it are in memory.
+    """Rows of the weight, dequantised: those that are asked for are quantised, with the scales of the whole.
 
     Raises:
         MissingExtra: bitsandbytes is not installed.
     """
-    weight = _tensor(packed.parts["weight"], read)
-    kind, _, nested = packed.settings["form"].partition("-")
-    parts, settings = _eight(weight) if kind == "int8" else _four(weight, kind, nested=bool(nested))
-    memory = {role: TensorInfo(role, *_kind(x), file="", begin=0, end=x.nbytes) for role, x in parts.items()}
+    weight, (kind, _, nested) = packed.parts["weight"], packed.settings["form"].partition("-")
+    if kind == "int8":
+        return _eight(weight, read)
+    scales = _nested_scales(weight, read) if nested else None
+    cols, decode = info.shape[-1], bitsandbytes4.decoder(info.dtype)
 
-    def stored(part: TensorInfo, offset: int, buffer: Buffer) -> None:
-        view = bytes_of(buffer)
-        view[:] = parts[part.name].reshape(-1).view(np.uint8)[offset : offset + len(view)].data
+    def rows(start: int, stop: int) -> Array:
+        first, last = start * cols, stop * cols
+        low = first // BLOCKSIZE * BLOCKSIZE
+        values = _tensor(_flat(weight, low, _whole_blocks(last, weight), read), weight.dtype)
+        codes, state = _library().quantize_4bit(values, blocksize=BLOCKSIZE, quant_type=kind)
+        absmax = state.absmax.numpy() if scales is None else scales[low // BLOCKSIZE :]
+        stored, first, last = codes.numpy().reshape(-1), first - low, last - low
+        return decode(stored[first // 2 :], state.code.numpy(), absmax, first, last, BLOCKSIZE).reshape(-1, cols)
 
-    scheme = bitsandbytes8.SCHEME if kind == "int8" else bitsandbytes4.SCHEME
-    return scheme.open(info, Packed(scheme.name, memory, settings), stored)
+    return rows
 
 
-def _tensor(info: TensorInfo, read: Read) -> Any:
-    """A stored weight as a tensor of torch."""
+def _eight(weight: TensorInfo, read: Read) -> Rows:
+    """Rows in LLM.int8, each with its own scale."""
+    cols = weight.shape[-1]
+
+    def rows(start: int, stop: int) -> Array:
+        values = _tensor(_flat(weight, start * cols, stop * cols, read), weight.dtype).reshape(-1, cols)
+        codes, scales, _ = _library().int8_vectorwise_quant(values.half())
+        return bitsandbytes8.values(codes.numpy(), scales.numpy())
+
+    return rows
+
+
+def _nested_scales(weight: TensorInfo, read: Read) -> Array:
+    """The scale of each block of the whole weight, after it was quantised itself; float32."""
     import torch
 
-    stored = whole(info, read)
-    bits = torch.from_numpy(stored.view(np.int16) if info.dtype == "BF16" else stored)
-    return bits.view(torch.bfloat16) if info.dtype == "BF16" else bits
+    steps = range(0, weight.n_values, CHUNK_VALUES)
+    largest = [_largest(_flat(weight, i, min(i + CHUNK_VALUES, weight.n_values), read), weight.dtype) for i in steps]
+    absmax = torch.from_numpy(np.concatenate(largest))
+    offset = absmax.mean()
+    stored, outer = _library().quantize_blockwise(absmax - offset, blocksize=NESTED_BLOCKSIZE)
+    scales: Array = (
+        outer.code.numpy()[stored.numpy()] * np.repeat(outer.absmax.numpy(), NESTED_BLOCKSIZE)[: len(stored)]
+    )
+    scales += offset.numpy()
+    return scales
 
 
-def _four(weight: Any, kind: str, *, nested: bool) -> tuple[dict[str, Array], Json]:
-    functional = _library()
-    codes, state = functional.quantize_4bit(weight, blocksize=BLOCKSIZE, compress_statistics=nested, quant_type=kind)
-    parts = {"codes": codes, "absmax": state.absmax, "map": state.code}
-    settings: dict[str, Any] = {"type": kind, "blocksize": BLOCKSIZE}
-    if nested:
-        parts |= {"nested_absmax": state.state2.absmax, "nested_map": state.state2.code}
-        settings |= {"nested_blocksize": state.state2.blocksize, "offset": state.offset.item()}
-    return {role: x.numpy() for role, x in parts.items()}, settings
+def _largest(values: Array, dtype: str) -> Array:
+    """max |W| over each block."""
+    sizes = np.abs(to_float(values, dtype))
+    n_whole = len(sizes) // BLOCKSIZE * BLOCKSIZE
+    found = sizes[:n_whole].reshape(-1, BLOCKSIZE).max(axis=1)
+    return np.append(found, sizes[n_whole:].max()) if n_whole < len(sizes) else found
 
 
-def _eight(weight: Any) -> tuple[dict[str, Array], Json]:
-    codes, scales, _ = _library().int8_vectorwise_quant(weight.half())
-    return {"codes": codes.numpy(), "scales": scales.numpy()}, {}
+def _whole_blocks(n: int, weight: TensorInfo) -> int:
+    """The end of the block that value n - 1 lies in."""
+    return min(-(-n // BLOCKSIZE) * BLOCKSIZE, weight.n_values)
+
+
+def _flat(weight: TensorInfo, first: int, last: int, read: Read) -> Array:
+    """Values first:last of a stored weight, in the storage type of its dtype."""
+    storage = DTYPES[weight.dtype].storage
+    assert storage is not None
+    values = np.empty(last - first, storage)
+    read(weight, first * storage.itemsize, values)
+    return values
+
+
+def _tensor(stored: Array, dtype: str) -> Any:
+    """Stored values as a tensor of torch."""
+    import torch
+
+    return torch.from_numpy(stored.view(np.int16)).view(torch.bfloat16) if dtype == "BF16" else torch.from_numpy(stored)
 
 
 def _library() -> Any:
     return library("which quantises as training did", "merge with --onto original")
-
-
-def _kind(x: Array) -> tuple[str, tuple[int, ...]]:
-    """dtype and shape, as a header would have them."""
-    return next(name for name, dtype in DTYPES.items() if dtype.storage == x.dtype and name[0] in "UIF"), x.shape
 
 
 def _find(_: Given) -> dict[str, Dense]:

@@ -112,7 +112,7 @@ def open_rows(info: TensorInfo, packed: Packed, read: Read) -> Rows:
     """Rows of the dense weight. The scales are decoded once, the codes as they are needed."""
     absmax, size = _absmax(packed, read), int(packed.settings["blocksize"])
     codes, values = packed.parts["codes"], whole(packed.parts["map"], read).reshape(-1)
-    cols, decode = info.shape[-1], _decoder(info.dtype)
+    cols, decode = info.shape[-1], decoder(info.dtype)
 
     def rows(start: int, stop: int) -> Array:
         first, last = start * cols, stop * cols
@@ -124,7 +124,7 @@ def open_rows(info: TensorInfo, packed: Packed, read: Read) -> Rows:
 
 
 @functools.cache
-def _decoder(dtype: str) -> Callable[[Array, Array, Array, int, int, int], Array]:
+def decoder(dtype: str) -> Callable[[Array, Array, Array, int, int, int], Array]:
     """(bytes, map, scales, first, last, size) → values first:last; bytes and scales begin with those of `first`."""
     library = compiled.library()
     if library is None:

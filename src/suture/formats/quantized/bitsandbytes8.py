@@ -47,12 +47,17 @@ def open_rows(_: TensorInfo, packed: Packed, read: Read) -> Rows:
     codes, scales = packed.parts["codes"], whole(packed.parts["scales"], read).reshape(-1, 1)
 
     def rows(start: int, stop: int) -> Array:
-        x = some_rows(codes, start, stop, read).astype(np.float32)
-        x *= scales[start:stop]
-        x *= _SCALE
-        return x
+        return values(some_rows(codes, start, stop, read), scales[start:stop])
 
     return rows
+
+
+def values(codes: Array, scales: Array) -> Array:
+    """What codes (rows, cols) and the scales of their rows mean, float32."""
+    x = codes.astype(np.float32)
+    x *= scales.reshape(-1, 1)
+    x *= _SCALE
+    return x
 
 
 def words(settings: Json) -> str:
