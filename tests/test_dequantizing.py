@@ -1,6 +1,7 @@
 """Bases quantised by the real library: dequantised, and merged onto, as Transformers and PEFT compute them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import gguf_cases
@@ -13,7 +14,7 @@ from tiny import VOCAB, make_base, trained
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
 from zoo_adapters import compare
 
-from suture import Options, dequantize, merge, verify
+from suture import Options, check, dequantize, merge, verify
 from suture.cli.app import app
 from suture.errors import InputError, OutputExists, UsageError
 from suture.verification.logits import LogitsSettings
@@ -135,6 +136,16 @@ def test_onto_dequantized_is_the_merge_onto_the_quantised_model(qlora, tmp_path)
     assert verify(qlora / "org" / "plain", qlora / "adapter", tmp_path / "simulated", options=options, full=True).ok
     other = verify(qlora / "org" / "plain", qlora / "adapter", tmp_path / "simulated", options=Options(), full=True)
     assert not other.ok
+
+
+def test_an_adapter_alone_is_checked_with_the_quantised_base_that_it_names(qlora, tmp_path):
+    shutil.copytree(qlora / "adapter", tmp_path / "adapter")
+    config = tmp_path / "adapter" / "adapter_config.json"
+    settings = {**json.loads(config.read_text()), "base_model_name_or_path": str(qlora / "nf4")}
+    config.write_text(json.dumps(settings))
+    alone = check(tmp_path / "adapter", deep=True)
+    assert alone == check(qlora / "nf4", tmp_path / "adapter", deep=True)
+    assert "error" not in {f.severity for f in alone}
 
 
 def test_what_changes_is_rounded_at_random_on_a_quantised_base_too(qlora, tmp_path):

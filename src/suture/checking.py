@@ -14,7 +14,7 @@ from suture.formats import base_on_disk, hub, parts_of, read_adapter
 from suture.formats.kind import checkpoints_below
 from suture.measures import Apart, Move, Survival
 from suture.model_folder import read_model_folder
-from suture.pipeline import Depth, Reading, load_case, make_case
+from suture.pipeline import Depth, Reading, bind, load_case, make_case
 from suture.rules import RULES, diagnose, diagnose_live, diagnose_model, diagnose_run, ordered, repairs
 from suture.rules.base import Case
 from suture.run_folder import read_run_folder
@@ -122,9 +122,7 @@ def _check_pair(base: str | Path, adapter: str | Path, options: Options, reading
     if "run" in parts_of(folder) and not checkpoints_below(folder):
         alone = [f for run in read_run_folder(folder, deep=deep) for f in diagnose_run(run) if f.code != WITHOUT_BASE]
         findings = ordered((*findings, *alone))
-    folders = (folder, case.checkpoint.folder)
-    layers = case.survival or (case.measures.apart if case.measures else ())
-    return Checked("pair", f"{folders[0]} on {folders[1]}", folders, findings, repairs(case), layers, _moves(case))
+    return _of_case(case, f"{folder} on {case.checkpoint.folder}", findings)
 
 
 def _check_alone(source: str | Path, options: Options, reading: Reading, *, deep: bool) -> Checked:
@@ -176,15 +174,16 @@ def _check_adapter(folder: Path, options: Options, reading: Reading, *, deep: bo
             expected="the base model, then the adapter",
             do=f"suture check BASE {folder}",
         )
-    case = make_case(base, adapter, describe(base.config, base.tensors), options, _depth(deep))
-    folders = (adapter.folder, base.folder)
-    words = f"{folder} on {base.folder}, which its config names"
-    return Checked("pair", words, folders, diagnose(case), repairs(case), moves=_moves(case))
+    case = bind(base, adapter, options, _depth(deep))
+    return _of_case(case, f"{folder} on {base.folder}, which its config names", diagnose(case))
 
 
-def _moves(case: Case) -> tuple[Move, ...]:
-    """Those that are numbers; what is not has findings of its own."""
-    return tuple(m for m in case.measures.moves if m.is_finite) if case.measures is not None else ()
+def _of_case(case: Case, words: str, findings: tuple[Finding, ...]) -> Checked:
+    """What was found in a pair. Of the moves, those that are numbers; what is not has findings of its own."""
+    measures, folders = case.measures, (case.adapter.folder, case.checkpoint.folder)
+    layers = case.survival or (measures.apart if measures else ())
+    moves = tuple(m for m in measures.moves if m.is_finite) if measures else ()
+    return Checked("pair", words, folders, findings, repairs(case), layers, moves)
 
 
 def _depth(deep: bool) -> Depth:

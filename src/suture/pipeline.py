@@ -77,9 +77,14 @@ def load_case(
     tuned = read_adapter(
         adapter, name=reading.adapter_name, revision=reading.adapter_revision, allow_pickle=reading.allow_pickle
     )
+    return bind(checkpoint, tuned, options, depth)
+
+
+def bind(checkpoint: Checkpoint, adapter: Adapter, options: Options, depth: Depth = "headers") -> Case:
+    """What `load_case` makes of the two sides once they are read."""
     arch = describe(checkpoint.config, checkpoint.tensors)
-    checkpoint = onto(checkpoint, arch, ledger_or_problem(tuned.folder)[0], options)
-    return make_case(checkpoint, tuned, arch, options, depth)
+    checkpoint = onto(checkpoint, arch, ledger_or_problem(adapter.folder)[0], options)
+    return make_case(checkpoint, adapter, arch, options, depth)
 
 
 def make_case(checkpoint: Checkpoint, adapter: Adapter, arch: Arch, options: Options, depth: Depth = "headers") -> Case:

@@ -106,10 +106,13 @@ def read_dense(
 
 
 def base_on_disk(name: str) -> Checkpoint | None:
-    """The model that a config names, if it lies on this disk: as a folder, or in the Hub's cache. Never downloads."""
+    """The model that a config names, if it lies on this disk: as a folder, or in the Hub's cache. Never downloads.
+
+    The dense model, where its weights are quantised.
+    """
     folder = hub.on_disk(name) if name else None
     try:
-        return read_checkpoint(folder) if folder is not None else None
+        return read_dense(folder) if folder is not None else None
     except InputError:
         return None
 
