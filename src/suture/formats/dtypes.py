@@ -64,6 +64,7 @@ def _table() -> dict[str, DType]:
 
 
 DTYPES: Mapping[str, DType] = MappingProxyType(_table())
+SIXTEEN = ("BF16", "F16")  # where rounding loses something of an update
 
 # Of 16 bits: the sign, all but the sign, NaN, and the largest finite values.
 _SIGN, _REST = np.uint16(0x8000), np.uint16(0x7FFF)
@@ -135,7 +136,7 @@ def from_float_at_random(x: Array, dtype: str, bits: Array, out: Array | None = 
         bits: uint32 array of x's shape.
         out: array of x's shape and of the dtype's storage type.
     """
-    if dtype not in ("F16", "BF16"):
+    if dtype not in SIXTEEN:
         raise ValueError(f"{dtype} values are rounded to nearest")
     if out is None:
         out = np.empty(x.shape, DTYPES[dtype].storage)

@@ -13,12 +13,12 @@ import numpy as np
 
 from suture.factors import FactorReader
 from suture.formats import TensorReader
-from suture.formats.dtypes import DTYPES
+from suture.formats.dtypes import DTYPES, SIXTEEN
 from suture.measures.apart import Apart, apart
 from suture.measures.moves import Broken, Move, Turn, is_measured, is_scanned, is_turned, move, moved, scan, turn
 from suture.measures.new_rows import NewRows, new_rows
 from suture.measures.places import Places, places
-from suture.measures.rounding import SIXTEEN, Rounded, spread
+from suture.measures.rounding import Rounded, spread
 from suture.measures.sampling import Files
 from suture.measures.survival import Survival, survival
 from suture.values import Adapter, Arch, Checkpoint, KeptUpdates, Operation, Resolved, TensorInfo

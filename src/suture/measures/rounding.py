@@ -18,10 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from suture import noise
-from suture.formats.dtypes import Array, from_float, from_float_at_random, to_float
+from suture.formats.dtypes import SIXTEEN, Array, from_float, from_float_at_random, to_float
 from suture.values import Kept, Operation
 
-SIXTEEN = ("BF16", "F16")
 DIGITS = 6  # that do not depend on how a machine sums
 
 

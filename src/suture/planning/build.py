@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from suture.formats.dtypes import DTYPES
+from suture.formats.dtypes import DTYPES, SIXTEEN
 from suture.planning import cut, layout, requantize
 from suture.planning.config_patch import generated_texts
 from suture.values import (
@@ -26,7 +26,6 @@ from suture.values import (
 )
 
 SCHEMA = 1
-AT_RANDOM = ("BF16", "F16")  # what stochastic rounding is for: in 32 bits next to nothing is lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +198,7 @@ def _operation(
         file=tensor.file,
         begin=0,
         end=0,
-        seed=seed if changed and dtype in AT_RANDOM else None,
+        seed=seed if changed and dtype in SIXTEEN else None,
     )
 
 

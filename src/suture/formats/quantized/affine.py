@@ -18,7 +18,6 @@ from suture.values import Json, TensorInfo
 
 BLOCK = 1 << 17  # values that are decoded at a time: they stay in a core's cache
 _PANEL = 8  # rows that are transposed at a time: half a line of the cache
-FLOATS = ("F16", "BF16", "F32")  # of scales, and so of the dense weight
 # (codes, zeros, scales, dtype) → stored values; all but the last float32, shapes that broadcast
 Formula: TypeAlias = Callable[[Array, Array, Array, str], Array]
 

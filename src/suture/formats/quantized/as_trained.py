@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from suture.formats.dtypes import DTYPES, Array, to_float
+from suture.formats.dtypes import Array, to_float
 from suture.formats.quantized import bitsandbytes4, bitsandbytes8
-from suture.formats.quantized.base import Dense, Given, Read, Rows, Scheme, dense
+from suture.formats.quantized.base import Dense, Given, Read, Rows, Scheme, dense, flat
 from suture.formats.quantized.bitsandbytes_encode import library
 from suture.values import Json, Packed, TensorInfo
 
@@ -42,7 +42,7 @@ def open_rows(info: TensorInfo, packed: Packed, read: Read) -> Rows:
     def rows(start: int, stop: int) -> Array:
         first, last = start * cols, stop * cols
         low = first // BLOCKSIZE * BLOCKSIZE
-        values = _tensor(_flat(weight, low, _whole_blocks(last, weight), read), weight.dtype)
+        values = _tensor(flat(weight, low, _whole_blocks(last, weight), read), weight.dtype)
         codes, state = _library().quantize_4bit(values, blocksize=BLOCKSIZE, quant_type=kind)
         absmax = state.absmax.numpy() if scales is None else scales[low // BLOCKSIZE :]
         stored, first, last = codes.numpy().reshape(-1), first - low, last - low
@@ -56,7 +56,7 @@ def _eight(weight: TensorInfo, read: Read) -> Rows:
     cols = weight.shape[-1]
 
     def rows(start: int, stop: int) -> Array:
-        values = _tensor(_flat(weight, start * cols, stop * cols, read), weight.dtype).reshape(-1, cols)
+        values = _tensor(flat(weight, start * cols, stop * cols, read), weight.dtype).reshape(-1, cols)
         codes, scales, _ = _library().int8_vectorwise_quant(values.half())
         return bitsandbytes8.values(codes.numpy(), scales.numpy())
 
@@ -68,7 +68,7 @@ def _nested_scales(weight: TensorInfo, read: Read) -> Array:
     import torch
 
     steps = range(0, weight.n_values, CHUNK_VALUES)
-    largest = [_largest(_flat(weight, i, min(i + CHUNK_VALUES, weight.n_values), read), weight.dtype) for i in steps]
+    largest = [_largest(flat(weight, i, min(i + CHUNK_VALUES, weight.n_values), read), weight.dtype) for i in steps]
     absmax = torch.from_numpy(np.concatenate(largest))
     offset = absmax.mean()
     stored, outer = _library().quantize_blockwise(absmax - offset, blocksize=NESTED_BLOCKSIZE)
@@ -90,15 +90,6 @@ def _largest(values: Array, dtype: str) -> Array:
 def _whole_blocks(n: int, weight: TensorInfo) -> int:
     """The end of the block that value n - 1 lies in."""
     return min(-(-n // BLOCKSIZE) * BLOCKSIZE, weight.n_values)
-
-
-def _flat(weight: TensorInfo, first: int, last: int, read: Read) -> Array:
-    """Values first:last of a stored weight, in the storage type of its dtype."""
-    storage = DTYPES[weight.dtype].storage
-    assert storage is not None
-    values = np.empty(last - first, storage)
-    read(weight, first * storage.itemsize, values)
-    return values
 
 
 def _tensor(stored: Array, dtype: str) -> Any:

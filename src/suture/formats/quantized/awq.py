@@ -19,9 +19,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from suture.errors import FormatError
-from suture.formats.dtypes import Array, from_float, to_float
-from suture.formats.quantized.affine import FLOATS, Grid, choice, decoded, difference, require, spread, transposed
+from suture.formats.dtypes import SIXTEEN, Array, from_float, to_float
+from suture.formats.quantized.affine import Grid, choice, decoded, difference, require, spread, transposed
 from suture.formats.quantized.base import (
+    FLOATS,
     Dense,
     Given,
     Read,
@@ -71,7 +72,7 @@ def _dense(module: str, tensor: TensorInfo, version: str, size: int, given: Give
     if f"{module}.weight" in given.tensors:
         malformed(given.tensors[f"{module}.weight"], "it stands beside a qweight", "one of the two")
     require(qweight, ("I16" if version == "gemv_fast" else "I32",))
-    require(parts["scales"], FLOATS[:2] if version == "gemv_fast" else FLOATS)
+    require(parts["scales"], SIXTEEN if version == "gemv_fast" else FLOATS)
     n_out, n_in = _shape(parts, version)
     size = n_in if size == -1 else size
     if size < 1 or n_in % size or (version != "gemm" and size < 128 and size not in _WIDTHS):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, NoReturn, TypeAlias
@@ -13,6 +14,7 @@ from suture.formats.dtypes import DTYPES, Array
 from suture.formats.files import Buffer
 from suture.values import NOT_STORED, Json, Packed, TensorInfo
 
+FLOATS = ("F32", "BF16", "F16")  # of scales, and of dense weights
 Tensors: TypeAlias = Mapping[str, TensorInfo]
 Read: TypeAlias = Callable[[TensorInfo, int, Buffer], None]  # fills the buffer from a byte of a stored tensor on
 Rows: TypeAlias = Callable[[int, int], Array]
@@ -110,13 +112,19 @@ def whole(info: TensorInfo, read: Read) -> Array:
     return values
 
 
-def some_rows(info: TensorInfo, start: int, stop: int, read: Read) -> Array:
-    """Rows start:stop of a stored tensor, along its first axis, in the storage type of its dtype."""
+def flat(info: TensorInfo, first: int, last: int, read: Read) -> Array:
+    """Values first:last of a stored tensor, in the storage type of its dtype."""
     storage = DTYPES[info.dtype].storage
     assert storage is not None
-    values = np.empty((stop - start, *info.shape[1:]), storage)
-    read(info, start * (info.n_bytes // max(info.shape[0], 1)), values)
+    values = np.empty(last - first, storage)
+    read(info, first * storage.itemsize, values)
     return values
+
+
+def some_rows(info: TensorInfo, start: int, stop: int, read: Read) -> Array:
+    """Rows start:stop of a stored tensor, along its first axis, in the storage type of its dtype."""
+    size = math.prod(info.shape[1:])
+    return flat(info, start * size, stop * size, read).reshape(stop - start, *info.shape[1:])
 
 
 def part(tensors: Tensors, name: str, of: TensorInfo) -> TensorInfo:

@@ -20,13 +20,13 @@ import numpy as np
 
 from suture import compiled
 from suture.formats.dtypes import DTYPES, Array, from_float
-from suture.formats.quantized.base import Dense, Given, Read, Rows, Scheme, dense, malformed, part, whole
+from suture.formats.quantized.base import FLOATS, Dense, Given, Read, Rows, Scheme, dense, malformed, part, whole
 from suture.formats.quantized.bitsandbytes_encode import FOUR_BITS
 from suture.values import Json, Packed, TensorInfo
 
 STATE = ".quant_state.bitsandbytes__"
 TYPES = ("nf4", "fp4")
-_DTYPES = {DTYPES[name].torch_name: name for name in ("F32", "BF16", "F16")}
+_DTYPES = {DTYPES[name].torch_name: name for name in FLOATS}
 _MAX_STATE_BYTES = 1 << 16
 
 
@@ -155,9 +155,14 @@ def _absmax(packed: Packed, read: Read) -> Array:
     stored = whole(packed.parts["absmax"], read).reshape(-1)
     if "nested_map" not in packed.parts:
         return stored
-    outer = np.repeat(whole(packed.parts["nested_absmax"], read).reshape(-1), packed.settings["nested_blocksize"])
-    scales: Array = whole(packed.parts["nested_map"], read).reshape(-1)[stored] * outer[: len(stored)]
-    scales += np.float32(packed.settings["offset"])
+    outer, values = (whole(packed.parts[role], read).reshape(-1) for role in ("nested_absmax", "nested_map"))
+    return nested(stored, values, outer, packed.settings["nested_blocksize"], packed.settings["offset"])
+
+
+def nested(stored: Array, values: Array, outer: Array, size: int, offset: float) -> Array:
+    """Scales, float32, of codes of the map `values` in blocks of `size`, of which `outer` has the scales."""
+    scales: Array = values[stored] * np.repeat(outer, size)[: len(stored)]
+    scales += np.float32(offset)
     return scales
 
 

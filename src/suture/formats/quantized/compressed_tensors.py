@@ -23,7 +23,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from suture.formats.quantized.base import Dense, Given, Scheme, Tensors, dense, malformed, part, whole
+from suture.formats.quantized.base import FLOATS, Dense, Given, Scheme, Tensors, dense, malformed, part, whole
 from suture.formats.quantized.compressed_tensors_config import (
     BYTES,
     DENSE,
@@ -47,7 +47,6 @@ _OF_ACTIVATIONS = tuple(
     f"{what}_{kind}" for what in ("input", "output", "q", "k", "v") for kind in ("scale", "zero_point", "global_scale")
 )
 _CODES = ("I8", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "U8", "I32", "I16")
-_FLOATS = ("F32", "BF16", "F16")
 _STEADY = ("compressed", "decompressed")  # quantization_status where no float weight is rounded each time it is used
 _SCALES: Mapping[str, tuple[str, ...]] = {NVFP4: ("F8_E4M3",), MXFP4: ("U8",), MXFP6: ("U8",), MXFP8: ("U8",)}
 _Stored = Mapping[str, TensorInfo]  # what stands in a module, by the last part of its name
@@ -82,7 +81,7 @@ def find(given: Given) -> Mapping[str, Dense]:
         else:
             loose[name] = stored
     packed = sorted(found)
-    floats = {n: t for n, t in given.tensors.items() if t.dtype in _FLOATS and t.shape} if loose else {}
+    floats = {n: t for n, t in given.tensors.items() if t.dtype in FLOATS and t.shape} if loose else {}
     plain = sorted(name for name in floats if name.endswith(".weight"))
     for name, stored in loose.items():
         if (carrier := _first_below(name, packed) or _first_below(name, plain)) is not None:
@@ -119,7 +118,7 @@ def _with(one: Dense, more: _Stored) -> Dense:
 def _dense(at: _Module) -> Dense:
     if "weight_packed" in at.stored and "weight" in at.stored:
         malformed(at.weight, f"there is a {at.name}.weight as well", "one of the two")
-    if at.weight.dtype in _FLOATS and at.weight.shape and "weight_packed" not in at.stored:
+    if at.weight.dtype in FLOATS and at.weight.shape and "weight_packed" not in at.stored:
         return _unpacked(at)
     readers: Mapping[tuple[bool, str], Callable[[_Module], Dense]] = {
         (True, "I32"): _integers,
@@ -205,7 +204,7 @@ def _floats(at: _Module) -> Dense:
 
 def _group(at: _Module, layout: str, shape: tuple[int, ...], groups: Iterable[Group]) -> Group:
     """The group of the config that describes a weight."""
-    scales, types = at.part("weight_scale"), _SCALES.get(layout, _FLOATS)
+    scales, types = at.part("weight_scale"), _SCALES.get(layout, FLOATS)
     similar = [group for group in groups if layout in group.layouts]
     if not similar:
         found = f"{at.weight.dtype} {list(at.weight.shape)}, which is {layout} of {shape[0]} × {shape[1]}"
@@ -229,7 +228,7 @@ def _finished(at: _Module, shape: tuple[int, ...], codes: str, group: Group, par
             malformed(order, f"beside {group}", "groups of columns")
         _require(order, "I64" if order.dtype == "I64" else "I32", (shape[1],))
         parts["order"] = order
-    dtype = parts["scales"].dtype if parts["scales"].dtype in _FLOATS else "BF16"
+    dtype = parts["scales"].dtype if parts["scales"].dtype in FLOATS else "BF16"
     return dense(f"{at.name}.weight", dtype, shape, Packed(SCHEME.name, parts, settings), "codes")
 
 

@@ -12,12 +12,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from suture.formats.quantized import scaled_blocks, scaled_blocks_encode
-from suture.formats.quantized.base import Dense, Given, Scheme, dense, malformed, part
+from suture.formats.quantized.base import FLOATS, Dense, Given, Scheme, dense, malformed, part
 from suture.formats.quantized.small_floats import require_scales
 from suture.values import Json, Packed, TensorInfo
 
 _DTYPE = "BF16"
-_SCALES = ("F32", "BF16", "F16")
 _BOUND = "input_scale_ub"
 
 
@@ -32,11 +31,11 @@ def _dense(weight: TensorInfo, given: Given) -> Dense:
         malformed(weight, f"shape {list(weight.shape)}", "a matrix, or a matrix for each expert")
     n_rows, cols = weight.shape[-2:]
     if len(weight.shape) == 2:
-        require_scales(scales, _SCALES, (n_rows, 1), (n_rows,))
+        require_scales(scales, FLOATS, (n_rows, 1), (n_rows,))
         block = 1, cols
     else:
         # Transformers writes the scales of gate_up_proj as a row, those of down_proj as a column; both are per output.
-        require_scales(scales, _SCALES, (weight.shape[0], 1, cols), (weight.shape[0], cols, 1))
+        require_scales(scales, FLOATS, (weight.shape[0], 1, cols), (weight.shape[0], cols, 1))
         block = n_rows, 1
     parts = {"codes": weight, "scales": scales}
     bound = f"{weight.name.rpartition('.')[0]}.{_BOUND}"

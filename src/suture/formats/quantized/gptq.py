@@ -19,8 +19,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from suture.formats.dtypes import Array, to_float
-from suture.formats.quantized.affine import FLOATS, Grid, choice, decoded, difference, require, spread, transposed
-from suture.formats.quantized.base import Dense, Given, Read, Rows, Scheme, dense, malformed, part, settings_of, whole
+from suture.formats.quantized.affine import Grid, choice, decoded, difference, require, spread, transposed
+from suture.formats.quantized.base import (
+    FLOATS,
+    Dense,
+    Given,
+    Read,
+    Rows,
+    Scheme,
+    dense,
+    malformed,
+    part,
+    settings_of,
+    whole,
+)
 from suture.values import Json, Packed, TensorInfo
 
 BITS = (2, 3, 4, 8)

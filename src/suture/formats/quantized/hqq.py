@@ -19,8 +19,8 @@ import numpy as np
 
 from suture.errors import FormatError
 from suture.formats.dtypes import DTYPES, Array, from_float, to_float
-from suture.formats.quantized.affine import BLOCK, FLOATS, Grid, blocks, fill
-from suture.formats.quantized.base import Dense, Given, Read, Rows, Scheme, dense, malformed, part, whole
+from suture.formats.quantized.affine import BLOCK, Grid, blocks, fill
+from suture.formats.quantized.base import FLOATS, Dense, Given, Read, Rows, Scheme, dense, malformed, part, whole
 from suture.values import Json, Packed, TensorInfo
 
 

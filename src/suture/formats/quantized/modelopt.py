@@ -20,7 +20,7 @@ import numpy as np
 from suture.errors import FormatError
 from suture.formats.dtypes import DTYPES, Array
 from suture.formats.quantized import modelopt_encode, scaled_blocks
-from suture.formats.quantized.base import Dense, Given, Read, Rows, Scheme, dense, malformed, part, settings_of
+from suture.formats.quantized.base import FLOATS, Dense, Given, Read, Rows, Scheme, dense, malformed, part, settings_of
 from suture.formats.quantized.small_floats import (
     fill_rows,
     look_up,
@@ -43,7 +43,6 @@ _ALGORITHMS: Mapping[str, tuple[int, ...]] = {
     "MIXED_PRECISION": (16, 32),
     "": (16, 32),
 }
-_FLOATS = ("F32", "BF16", "F16")
 _BLOCK, _MX = 128, 32  # values that go with a scale: of blocks, of MXFP8
 _MORE = ("input_scale", "output_scale", "k_scale", "v_scale", "k_bias", "v_bias")
 # Beside a weight these make it another one.
@@ -81,7 +80,7 @@ def _dense(weight: TensorInfo, given: Given, groups: tuple[int, ...]) -> Dense:
     parts |= {kind: given.tensors[name] for kind in _MORE if (name := f"{begin}{kind}") in given.tensors}
     if weight.dtype == "U8":
         parts["scales_2"] = second = part(given.tensors, f"{begin}weight_scale_2", weight)
-        require_scales(second, _FLOATS, (), (1,), *_per_expert(weight))
+        require_scales(second, FLOATS, (), (1,), *_per_expert(weight))
         shape, group = _unpacked(weight, scales, groups)
         return dense(weight.name, given.dtype, shape, Packed(SCHEME.name, parts, {"group": group}), "codes")
     packed = Packed(SCHEME.name, parts, {"block": _block(weight, scales)})
@@ -104,12 +103,12 @@ def _block(weight: TensorInfo, scales: TensorInfo) -> tuple[int, int]:
         require_scales(scales, ("U8",), (*leading, n_rows, cols // _MX))
         return 1, _MX
     if scales.n_values == 1 or scales.shape in _per_expert(weight):
-        require_scales(scales, _FLOATS, scales.shape)
+        require_scales(scales, FLOATS, scales.shape)
         return n_rows, cols
     rows = [] if leading else [(n_rows,), (n_rows, 1)]
     down, across = scaled_blocks.grid(weight.shape, (_BLOCK, _BLOCK))
     blocks = [] if leading else [(down, across), (down, 1, across, 1)]
-    require_scales(scales, _FLOATS, (), *rows, *blocks)
+    require_scales(scales, FLOATS, (), *rows, *blocks)
     return (1, cols) if scales.shape in rows else (min(_BLOCK, n_rows), min(_BLOCK, cols))
 
 

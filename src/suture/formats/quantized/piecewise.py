@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 
 from suture.formats.dtypes import DTYPES, Array, from_float, to_float
-from suture.formats.quantized.base import Read, Rows
+from suture.formats.quantized.base import Read, Rows, flat
 from suture.values import TensorInfo
 
 Fill: TypeAlias = Callable[[int, int, Array], None]  # puts rows a:b into an array of float32
@@ -35,13 +35,10 @@ def in_pieces(n_rows: int, cols: int, dtype: str, fill: Fill) -> Array:
 
 def as_stored(info: TensorInfo, stored: TensorInfo, read: Read) -> Rows:
     """Rows of a tensor that is stored as it is."""
-    storage, cols = DTYPES[info.dtype].storage, info.shape[-1] if info.shape else 1
-    assert storage is not None
+    cols = info.shape[-1] if info.shape else 1
 
     def rows(start: int, stop: int) -> Array:
-        values = np.empty((stop - start, cols), storage)
-        read(stored, start * cols * storage.itemsize, values)
-        return values
+        return flat(stored, start * cols, stop * cols, read).reshape(stop - start, cols)
 
     return rows
 

@@ -23,13 +23,24 @@ from dataclasses import replace
 import numpy as np
 
 from suture.formats.dtypes import Array, to_float
-from suture.formats.quantized.base import Dense, Given, Read, Rows, Scheme, dense, malformed, part, some_rows, whole
+from suture.formats.quantized.base import (
+    FLOATS,
+    Dense,
+    Given,
+    Read,
+    Rows,
+    Scheme,
+    dense,
+    malformed,
+    part,
+    some_rows,
+    whole,
+)
 from suture.formats.quantized.piecewise import as_stored, in_pieces, multiply, round_to, subtract
 from suture.formats.quantized.small_floats import values_of
 from suture.values import Json, Packed, TensorInfo
 
 _KINDS = {"I8": "int8", "F8_E4M3": "float8", "F8_E5M2": "float8", "F8_E4M3FNUZ": "float8"}
-_FLOATS = ("F32", "BF16", "F16")
 _GROUPS = (32, 64, 96, 128)  # how many values of a row can be a group
 _ACTIVATIONS = ("input_scale", "output_scale")
 
@@ -59,7 +70,7 @@ def find(given: Given) -> Mapping[str, Dense]:
 
 def _plain(weight: TensorInfo | None) -> Dense | None:
     """A weight that is stored in floats as it is."""
-    if weight is None or weight.dtype not in _FLOATS or not weight.shape:
+    if weight is None or weight.dtype not in FLOATS or not weight.shape:
         return None
     return dense(weight.name, weight.dtype, weight.shape, Packed(SCHEME.name, {"codes": weight}, {}), "codes")
 
@@ -71,8 +82,8 @@ def _eight(name: str, codes: TensorInfo, given: Given) -> Dense:
         malformed(codes, f"{codes.dtype} {list(codes.shape)}", f"a matrix of {' or '.join(_KINDS)}")
     _check_kind(codes, _KINDS[codes.dtype], given.settings)
     of_rows = (codes.shape[0], *[1] * (len(codes.shape) - 1))
-    if scale.dtype not in _FLOATS or (scale.shape != of_rows and scale.n_values != 1):
-        malformed(scale, f"{scale.dtype} {list(scale.shape)}", f"{list(of_rows)} of {' or '.join(_FLOATS)}")
+    if scale.dtype not in FLOATS or (scale.shape != of_rows and scale.n_values != 1):
+        malformed(scale, f"{scale.dtype} {list(scale.shape)}", f"{list(of_rows)} of {' or '.join(FLOATS)}")
     if (shift := given.tensors.get(f"{name}._shift")) is not None:
         malformed(shift, f"beside {codes.name}", "none: 8 bits are not shifted")
     return dense(
@@ -86,8 +97,8 @@ def _few(name: str, codes: TensorInfo, given: Given) -> Dense:
     if codes.dtype != "U8" or len(codes.shape) < 2 or not codes.n_values:
         malformed(codes, f"{codes.dtype} {list(codes.shape)}", "U8, rows of packed codes")
     n_rows = scale.shape[0] if scale.shape else 0
-    if scale.dtype not in _FLOATS or scale.shape != (n_rows, *[1] * (len(codes.shape) - 1)):
-        malformed(scale, f"{scale.dtype} {list(scale.shape)}", f"{' or '.join(_FLOATS)}, one for each row of codes")
+    if scale.dtype not in FLOATS or scale.shape != (n_rows, *[1] * (len(codes.shape) - 1)):
+        malformed(scale, f"{scale.dtype} {list(scale.shape)}", f"{' or '.join(FLOATS)}, one for each row of codes")
     fitting = [bits for bits in (4, 2) if codes.shape[0] == -(-n_rows * bits // 8)]
     said = [bits for bits in fitting if _said(given.settings) in ("", f"int{bits}")]
     if not fitting:

@@ -25,13 +25,12 @@ from typing import Any, NoReturn
 from suture.errors import FormatError
 from suture.formats.dtypes import DTYPES
 from suture.formats.files import quoted
-from suture.formats.quantized.base import Dense, Given, Scheme, Tensors, dense, malformed
+from suture.formats.quantized.base import FLOATS, Dense, Given, Scheme, Tensors, dense, malformed
 from suture.formats.quantized.torchao_rows import TILE, open_rows
 from suture.values import Json, Packed, TensorInfo
 
 _Stored = Mapping[str, TensorInfo]  # the parts of a tensor, by the library's names of them
-_FLOATS = ("F32", "BF16", "F16")
-_DTYPES = {DTYPES[name].torch_name: name for name in (*_FLOATS, "F8_E4M3", "F8_E5M2", "F4")}
+_DTYPES = {DTYPES[name].torch_name: name for name in (*FLOATS, "F8_E4M3", "F8_E5M2", "F4")}
 # What must be there, and what can be.
 _KINDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "Int8Tensor": (
@@ -105,7 +104,7 @@ def _dense(name: str, stored: _Stored, entry: Json) -> Dense:
     checks = {"Int4Tensor": _int4, _TILES: _tiles, "MXTensor": _mx, "NVFP4Tensor": _nvfp4}
     shape, dtype, settings = checks.get(kind, _blocks)(name, kind, stored, fields)
     if (before := stored.get("act_pre_scale")) is not None:
-        if before.dtype not in _FLOATS or before.n_values != shape[-1]:
+        if before.dtype not in FLOATS or before.n_values != shape[-1]:
             malformed(before, f"{before.dtype} {list(before.shape)}", f"{shape[-1]:,} floats, one for each column")
         settings["rounded"], dtype = dtype, "F32"
     return dense(name, dtype, shape, Packed(SCHEME.name, dict(stored), {"kind": kind, **settings}), "qdata")
@@ -139,10 +138,10 @@ def _blocks(name: str, kind: str, stored: _Stored, fields: Json) -> _Checked:
     n_blocks = math.prod(n // m for n, m in zip(shape, block, strict=True))
     for part in ("scale", "zero_point"):
         if (info := stored.get(part)) is not None:
-            types = _FLOATS if part == "scale" else ("I8", *_FLOATS)
+            types = FLOATS if part == "scale" else ("I8", *FLOATS)
             if info.dtype not in types or info.n_values != n_blocks:
                 malformed(info, f"{info.dtype} {list(info.shape)}", f"{n_blocks:,} values of {' or '.join(types)}")
-    return shape, _dtype(name, fields, "dtype", _FLOATS), {"block": list(block)}
+    return shape, _dtype(name, fields, "dtype", FLOATS), {"block": list(block)}
 
 
 def _of_scales(shape: tuple[int, ...], scale: TensorInfo) -> tuple[int, ...]:
@@ -186,7 +185,7 @@ def _small(
         found = f"{scale.dtype} {list(scale.shape)}, for groups of {size} in {list(shape)}"
         malformed(scale, found, f"{n_scales:,} values of {dtype}")
     block = [1] * (len(shape) - 1) + [size]
-    return _dtype(name, fields, "orig_dtype", _FLOATS), {"block": block, "swizzled": swizzled is True}
+    return _dtype(name, fields, "orig_dtype", FLOATS), {"block": block, "swizzled": swizzled is True}
 
 
 def _int4(name: str, kind: str, stored: _Stored, fields: Json) -> _Checked:
@@ -200,8 +199,8 @@ def _int4(name: str, kind: str, stored: _Stored, fields: Json) -> _Checked:
     grid = (*shape[:-2], shape[-1] // block[-1], shape[-2])
     for part in ("scale", "zero_point"):
         info = stored[part]
-        if info.dtype not in _FLOATS or info.shape != grid:
-            malformed(info, f"{info.dtype} {list(info.shape)}", f"{list(grid)} of {' or '.join(_FLOATS)}")
+        if info.dtype not in FLOATS or info.shape != grid:
+            malformed(info, f"{info.dtype} {list(info.shape)}", f"{list(grid)} of {' or '.join(FLOATS)}")
     return shape, scale.dtype, {"width": block[-1]}
 
 
